@@ -1,0 +1,123 @@
+"""Renders Envoy's bootstrap from the protos: a pure function of the options and the loaded descriptors.
+
+``headrace serve`` runs Envoy on what :func:`render` returns. ``python -m headrace.envoy.bootstrap --upstream SOCKET``
+prints the same document for an Envoy that somebody else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from google.protobuf.descriptor import ServiceDescriptor
+
+from headrace.envoy.cluster import cluster
+from headrace.envoy.descriptors import Binding, bindings, descriptor_set, discover, rest_services
+from headrace.envoy.listener import http_filters, listener
+from headrace.envoy.options import BootstrapOptions, TlsOptions
+from headrace.envoy.routes import metrics_route_config, route_config
+
+__all__ = ["BootstrapOptions", "TlsOptions", "discover", "render", "render_golden", "to_json"]
+
+#: Connections that may be open at once: above it, new ones are refused instead of exhausting file descriptors.
+MAX_CONNECTIONS: Final = 50_000
+
+GOLDEN: Final = Path(__file__).parent.parent / "tests" / "golden" / "envoy-bootstrap.yaml"
+
+
+def _document(
+    options: BootstrapOptions, services: Sequence[str], found: Sequence[Binding], descriptors: bytes
+) -> dict[str, Any]:
+    filters = http_filters(options, descriptors, services)
+    listeners = [listener("rest", options.port, options, filters, route_config(options, found))]
+    if options.metrics_port is not None:
+        listeners.append(listener("metrics", options.metrics_port, options, filters, metrics_route_config(found)))
+    document: dict[str, Any] = {
+        "static_resources": {"listeners": listeners, "clusters": [cluster(options.upstream_socket)]},
+        # One expression holds all paths that take the same verbs; it is matched in one pass, whatever its size.
+        "layered_runtime": {
+            "layers": [{"name": "static", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
+        },
+        # Nobody reads Envoy's own statistics, and keeping them costs on every request.
+        "stats_config": {"stats_matcher": {"reject_all": True}},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors"
+                        ".downstream_connections.v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": MAX_CONNECTIONS,
+                    },
+                }
+            ]
+        },
+    }
+    if options.admin_socket is not None:
+        document["admin"] = {"address": {"pipe": {"path": options.admin_socket, "mode": 0o600}}}
+    return document
+
+
+def render(options: BootstrapOptions, services: Sequence[ServiceDescriptor]) -> dict[str, Any]:
+    """The bootstrap as plain dicts and lists.
+
+    Args:
+        options: what a deployment chooses.
+        services: the server's gRPC services, in any order; those without ``google.api.http`` are reachable as gRPC.
+
+    Raises:
+        ValueError: two RPCs claim the same verb and path, no service has a REST binding, or a metrics port is asked
+            for and no RPC is bound to ``GET /metrics``.
+    """
+    rest = rest_services(services)
+    if not rest:
+        message = "none of the services has a google.api.http rule"
+        raise ValueError(message)
+    return _document(options, [service.full_name for service in rest], bindings(rest), descriptor_set(rest))
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The bootstrap as Envoy reads it from a ``.json`` file."""
+    return json.dumps(document, indent=1)
+
+
+def render_golden(services: Sequence[ServiceDescriptor]) -> str:
+    """A reviewable form of the default bootstrap: the descriptor set replaced by the list of REST bindings."""
+    options = BootstrapOptions(upstream_socket="/run/headrace/grpc.sock")
+    document = render(options, services)
+    found = bindings(rest_services(services))
+    routes = [f"{binding.verb} {binding.template} -> {binding.rpc}" for binding in found]
+    header = "# Written by: python -m headrace.envoy.bootstrap --golden\n"
+    (manager,) = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
+    for item in manager["typed_config"]["http_filters"]:
+        config = item["typed_config"]
+        if "proto_descriptor_bin" in config:
+            config["proto_descriptor_bin"] = {"bindings": routes}
+        if "default_source_code" in config:
+            config["default_source_code"] = {"filename": "envoy/filter.lua"}
+    return header + yaml.safe_dump(document, sort_keys=False, width=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: print a bootstrap, or write the golden file."""
+    parser = argparse.ArgumentParser(prog="python -m headrace.envoy.bootstrap", description=__doc__)
+    parser.add_argument("--golden", action="store_true", help="write the golden file of the tests")
+    parser.add_argument("--upstream", help="Unix socket of the gRPC server", default="/run/headrace/grpc.sock")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind")
+    parser.add_argument("--port", type=int, default=8000, help="port of REST and gRPC")
+    parsed = parser.parse_args(arguments)
+    if parsed.golden:
+        GOLDEN.write_text(render_golden(discover()), encoding="utf-8")
+        return 0
+    options = BootstrapOptions(upstream_socket=parsed.upstream, host=parsed.host, port=parsed.port)
+    sys.stdout.write(to_json(render(options, discover())) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,64 @@
+"""The upstream: the gRPC server behind its Unix socket."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from headrace.envoy.routes import CLUSTER
+
+#: Name that the server answers for in ``grpc.health.v1.Health/Check`` while its process takes requests.
+HEALTH_SERVICE: Final = "headrace.live"
+
+_UNLIMITED: Final = 2147483647
+_PRIORITIES: Final = ("DEFAULT", "HIGH")
+
+
+def _health_check() -> dict[str, Any]:
+    """Asks the server once a second.
+
+    One late answer changes nothing, and a server that is out of rotation keeps the requests that it has: only new
+    ones get 503. There is no HTTP/2 ping, because gRPC servers end connections that ping too often.
+    """
+    return {
+        "timeout": "5s",
+        "interval": "1s",
+        "no_traffic_interval": "1s",
+        "unhealthy_interval": "0.25s",
+        "unhealthy_edge_interval": "0.25s",
+        "no_traffic_healthy_interval": "1s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+        "grpc_health_check": {"service_name": HEALTH_SERVICE},
+    }
+
+
+def cluster(socket_path: str) -> dict[str, Any]:
+    """The cluster: HTTP/2 on a Unix socket, windows wide enough for large tensors, no limit on what is in flight.
+
+    Admission is the server's task; a limit here would answer 503 where the server answers 429.
+    """
+    limits = {"max_connections", "max_pending_requests", "max_requests", "max_retries"}
+    thresholds = [
+        {"priority": priority, **{limit: _UNLIMITED for limit in sorted(limits)}} for priority in _PRIORITIES
+    ]
+    http2 = {
+        "max_concurrent_streams": _UNLIMITED,
+        "initial_stream_window_size": 16 * 1024 * 1024,
+        "initial_connection_window_size": 256 * 1024 * 1024,
+    }
+    protocol = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": http2},
+    }
+    endpoint = {"endpoint": {"address": {"pipe": {"path": socket_path}}}}
+    return {
+        "name": CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
+        "circuit_breakers": {"thresholds": thresholds},
+        "health_checks": [_health_check()],
+        # By default Envoy sends requests to an unhealthy host when there is no other.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }

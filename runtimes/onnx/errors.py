@@ -1,0 +1,37 @@
+"""ONNX Runtime's exceptions as the errors of the runtime contract."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from headrace.runtimes.base import InvalidInputError, ModelError
+
+_PREFIX: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE: Final = re.compile(r"/onnxruntime_src/\S+:\d+ ")
+_FOLDER: Final = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+(?=[^\s/:'\"])")
+
+
+def clean(text: str, folder: Path | None = None) -> str:
+    """Trim one of ONNX Runtime's texts: one line, no code, no source file, no folder of this machine."""
+    line = " ".join(_PREFIX.sub("", text).split())
+    line = _SOURCE.sub("", line)
+    if folder is not None:
+        line = line.replace(f"{folder}/", "")
+    return _FOLDER.sub("", line).strip()
+
+
+def load_error(error: Exception, file: Path) -> ModelError:
+    """Say why ``file`` cannot be loaded."""
+    return ModelError(f"ONNX Runtime cannot load '{file.name}': {clean(str(error), file.parent)}")
+
+
+def run_error(error: Exception) -> ModelError:
+    """Say why a run failed: the caller's inputs (``INVALID_ARGUMENT``), or anything else."""
+    text = clean(str(error))
+    if isinstance(error, InvalidArgument):
+        return InvalidInputError(text)
+    return ModelError(f"ONNX Runtime failed: {text}")

@@ -1,0 +1,111 @@
+"""Options of a model (``config.pbtxt`` parameters) as ONNX Runtime session options.
+
+The names are those of Triton's ONNX Runtime backend, so that existing model folders keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from headrace.runtimes.base import InstanceSpec, ModelError
+
+_GRAPH_LEVELS: Final = MappingProxyType(
+    {
+        "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "2": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }
+)
+_EXECUTION_MODES: Final = MappingProxyType(
+    {"0": ort.ExecutionMode.ORT_SEQUENTIAL, "1": ort.ExecutionMode.ORT_PARALLEL}
+)
+_SWITCHES: Final = MappingProxyType(
+    {
+        "enable_mem_arena": "enable_cpu_mem_arena",
+        "enable_mem_pattern": "enable_mem_pattern",
+        "enable_mem_reuse": "enable_mem_reuse",
+    }
+)
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+_ERRORS_ONLY: Final = 3
+
+Provider = str | tuple[str, dict[str, str]]
+
+
+def session_options(options: Mapping[str, str], threads: int) -> ort.SessionOptions:
+    """Build the session options for ``threads`` intra-op threads.
+
+    Read from ``options``: ``intra_op_thread_count`` (wins over ``threads``; 0 keeps it),
+    ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel), ``optimization.graph.level``
+    (-1 basic, 0 all, 1 extended, 2 off; all by default), ``enable_mem_arena``, ``enable_mem_pattern``,
+    ``enable_mem_reuse`` (0 or 1), and every name that begins with ``session.`` as a session configuration
+    entry. Other names are not ours.
+
+    Idle threads do not spin unless ``session.intra_op.allow_spinning`` is 1: they would take the cores of the
+    other instances of the machine.
+
+    Raises:
+        ModelError: a value is not one of those.
+    """
+    built = ort.SessionOptions()
+    built.log_severity_level = _ERRORS_ONLY
+    built.intra_op_num_threads = _count(options, "intra_op_thread_count", 0) or threads
+    built.inter_op_num_threads = _count(options, "inter_op_thread_count", 0)
+    built.execution_mode = _choice(options, "execution_mode", _EXECUTION_MODES, "0")
+    built.graph_optimization_level = _choice(options, "optimization.graph.level", _GRAPH_LEVELS, "0")
+    for name, attribute in _SWITCHES.items():
+        if name in options:
+            setattr(built, attribute, _choice(options, name, {"0": False, "1": True}, "1"))
+    built.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    built.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for name, value in options.items():
+        if name.startswith("session."):
+            built.add_session_config_entry(name, value)
+    return built
+
+
+def providers(instance: InstanceSpec) -> list[Provider]:
+    """Return the execution providers of an instance, best first.
+
+    ``execution_providers`` (a comma-separated list) names them; by default CUDA for a CUDA device if this
+    build of ONNX Runtime has it, and the CPU after it for what CUDA cannot run.
+
+    Raises:
+        ModelError: a named provider, or the one that the device needs, is not in this build.
+    """
+    available: list[str] = ort.get_available_providers()
+    kind, _, number = instance.device.partition(":")
+    listed = [
+        name.strip() for name in instance.options.get("execution_providers", "").split(",") if name.strip()
+    ]
+    names = listed or ([_CUDA, _CPU] if kind == "cuda" else [_CPU])
+    for name in names:
+        if name not in available:
+            why = f" (device {instance.device} needs it; install onnxruntime-gpu)" if not listed else ""
+            msg = f"execution provider '{name}' is not available{why}; available are {', '.join(available)}"
+            raise ModelError(msg)
+    return [(name, {"device_id": number or "0"}) if name == _CUDA else name for name in names]
+
+
+def _count(options: Mapping[str, str], name: str, default: int) -> int:
+    """Read a whole number of at least 0."""
+    text = options.get(name, str(default)).strip()
+    if not text.isdecimal():
+        msg = f"option '{name}' must be a whole number of at least 0, not '{text}'"
+        raise ModelError(msg)
+    return int(text)
+
+
+def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, Any], default: str) -> Any:  # noqa: ANN401
+    """Read one of a few values."""
+    text = options.get(name, default).strip()
+    if text not in choices:
+        msg = f"option '{name}' must be one of {', '.join(choices)}, not '{text}'"
+        raise ModelError(msg)
+    return choices[text]

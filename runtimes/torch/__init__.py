@@ -1,0 +1,1 @@
+"""Torch: Hugging Face text encoders, TorchScript files and ``torch.export`` programs, on the CPU or CUDA."""

@@ -1,0 +1,125 @@
+"""Text encoders from Hugging Face folders, with transformers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, TensorSpec
+from headrace.runtimes.torch import options
+from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
+
+_HARMLESS: tuple[str, ...] = ("pooler.", "position_ids")
+"""Weights that may be missing from a checkpoint because nothing served is computed from them."""
+
+
+def load(folder: Path, instance: InstanceSpec) -> TorchModel:
+    """Load a text encoder from a folder with ``config.json`` and safetensors.
+
+    With ``text.head`` ``classify``, or without a head when the configuration names a sequence classifier, it
+    has output ``logits`` [rows, labels], else ``last_hidden_state`` [rows, tokens, dim]. Inputs are
+    ``input_ids``, ``attention_mask`` and, where the model has token types, ``token_type_ids``, all INT64.
+
+    Options: ``dtype`` (weights and outputs; float32 by default), ``compile``, and ``allow_pickle`` to read
+    ``pytorch_model.bin`` too. Nothing is downloaded and no code of the folder is run.
+
+    Raises:
+        ModelError: the folder is incomplete, or no text encoder.
+    """
+    # transformers reads it while it is imported, and would otherwise look for newer files.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = options.device(instance)
+    dtype = options.dtype(instance.options) or torch.float32
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        classify = _is_classifier(config, instance)
+        factory: Any = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
+        module, report = factory.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=not options.switch(instance.options, "allow_pickle") or None,
+            attn_implementation="sdpa",
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        msg = f"transformers cannot load '{folder.name}': {last_line(error)}".replace(
+            f"{folder}", folder.name
+        )
+        raise ModelError(msg) from error
+    missing = [key for key in sorted(report["missing_keys"]) if not any(part in key for part in _HARMLESS)]
+    if missing:
+        msg = f"weights are missing from '{folder.name}' and would be random: {', '.join(missing[:5])}"
+        raise ModelError(msg)
+    accepted = inspect.signature(module.forward).parameters
+    if "input_ids" not in accepted or "attention_mask" not in accepted:
+        msg = f"{type(module).__name__} takes no input_ids and attention_mask: it is no text encoder"
+        raise ModelError(msg)
+    return _serve(module.eval().to(device), config, instance, device, classify=classify)
+
+
+def _is_classifier(config: Any, instance: InstanceSpec) -> bool:
+    if instance.text is not None:
+        return instance.text.head == "classify"
+    architectures = getattr(config, "architectures", None) or []
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+def _serve(
+    module: Any, config: Any, instance: InstanceSpec, device: torch.device, *, classify: bool
+) -> TorchModel:
+    has_types = (
+        "token_type_ids" in inspect.signature(module.forward).parameters
+        and getattr(config, "type_vocab_size", 0) > 1
+    )
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
+    inputs = [TensorSpec(name, "INT64", (-1, -1)) for name in names]
+    datatype = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}[module.dtype]
+    output = (
+        TensorSpec("logits", datatype, (-1, config.num_labels))
+        if classify
+        else TensorSpec("last_hidden_state", datatype, (-1, -1, config.hidden_size))
+    )
+    called = compiled(module, instance.options)
+
+    def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {output.name: called(**tensors, return_dict=True)[output.name]}
+
+    model = TorchModel(call, inputs, [output], instance, device, _limits(module, config))
+    return prepare(model, instance.options)
+
+
+def _limits(module: Any, config: Any) -> Callable[[Mapping[str, NDArray[Any]]], None]:
+    """Make the check of ids and lengths: on a GPU a wrong index would end the process."""
+    vocabulary: int = config.vocab_size
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    if longest is not None:
+        for name, part in module.named_modules():
+            # RoBERTa and its kin count positions from behind the padding id.
+            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+                longest -= part.padding_idx + 1
+
+    def check(inputs: Mapping[str, NDArray[Any]]) -> None:
+        ids = inputs["input_ids"]
+        if longest is not None and ids.shape[1] > longest:
+            msg = f"a row has {ids.shape[1]} tokens, the model takes at most {longest}"
+            raise InvalidInputError(msg)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            msg = f"token ids must be from 0 to {vocabulary - 1}, not {ids.min()} to {ids.max()}"
+            raise InvalidInputError(msg)
+
+    return check

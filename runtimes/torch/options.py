@@ -1,0 +1,112 @@
+"""Options of a torch model (``config.pbtxt`` parameters)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+import torch
+
+from headrace.runtimes.base import InstanceSpec, ModelError, TensorSpec
+from headrace.runtimes.torch.tensors import DTYPES
+
+_FLOATS: Final = MappingProxyType(
+    {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+)
+_BOOLEANS: Final = MappingProxyType({"true": True, "false": False, "1": True, "0": False})
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """One entry of the ``inputs`` and ``outputs`` options: a tensor as ``config.pbtxt`` declares it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+def dtype(options: Mapping[str, str]) -> torch.dtype | None:
+    """Return the ``dtype`` option: what floating-point weights are converted to, or None to leave them.
+
+    Raises:
+        ModelError: it is not ``float32``, ``float16`` or ``bfloat16``.
+    """
+    text = options.get("dtype", "")
+    if text and text not in _FLOATS:
+        msg = f"option 'dtype' must be one of {', '.join(_FLOATS)}, not '{text}'"
+        raise ModelError(msg)
+    return _FLOATS.get(text)
+
+
+def switch(options: Mapping[str, str], name: str) -> bool:
+    """Return a true-or-false option; false when it is left out.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    text = options.get(name, "false").strip().lower()
+    if text not in _BOOLEANS:
+        msg = f"option '{name}' must be true or false, not '{options[name]}'"
+        raise ModelError(msg)
+    return _BOOLEANS[text]
+
+
+def declared(options: Mapping[str, str], name: str) -> tuple[TensorSpec, ...] | None:
+    """Return the tensors of option ``inputs`` or ``outputs``, or None when it is left out.
+
+    The option is a JSON list of ``{"name", "datatype", "shape"}`` with KServe datatypes and full shapes: the
+    batch dimension included, -1 for one that varies.
+
+    Raises:
+        ModelError: it is something else, or has a datatype that torch does not.
+    """
+    if name not in options:
+        return None
+    try:
+        entries = msgspec.json.decode(options[name], type=list[Declared])
+    except msgspec.MsgspecError as error:
+        msg = f"option '{name}' must be a JSON list of {{name, datatype, shape}}: {error}"
+        raise ModelError(msg) from error
+    for entry in entries:
+        if entry.datatype not in DTYPES:
+            msg = f"{name[:-1]} '{entry.name}' is {entry.datatype}, which torch does not have"
+            raise ModelError(msg)
+    return tuple(TensorSpec(entry.name, entry.datatype, entry.shape) for entry in entries)
+
+
+def device(instance: InstanceSpec) -> torch.device:
+    """Return the torch device of an instance.
+
+    Raises:
+        ModelError: this build of torch or this machine has no such device.
+    """
+    chosen = torch.device(instance.device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        msg = (
+            f"device {instance.device} is not available; torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+        raise ModelError(msg)
+    return chosen
+
+
+def positions(names: Sequence[str], arguments: Sequence[str]) -> list[int]:
+    """Say which argument each declared name means.
+
+    As Triton has it: by the argument's own name, else by the number after a double underscore (``INPUT__0``),
+    else by the order of declaration.
+
+    Raises:
+        ModelError: the numbers do not count the arguments, or there are more names than arguments.
+    """
+    if set(names) <= set(arguments):
+        return [arguments.index(name) for name in names]
+    numbers = [name.rpartition("__")[2] for name in names]
+    if all("__" in name for name in names) and all(number.isdecimal() for number in numbers):
+        indices = [int(number) for number in numbers]
+    else:
+        indices = list(range(len(names)))
+    if arguments and sorted(indices) != list(range(len(arguments))):
+        msg = f"{', '.join(names)} do not match what the model has: {', '.join(arguments)}"
+        raise ModelError(msg)
+    return indices

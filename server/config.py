@@ -1,0 +1,153 @@
+"""The settings: one tree, declared once, read from ``headrace.yaml``, ``HEADRACE_*`` variables and flags.
+
+Flags win over the environment, the environment over the file. A field's description is its documentation: it
+becomes the flag's help text and the table in ``docs/configuration.md``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the text says which and why."""
+
+
+def _default_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseSettings):
+    """Everything that can be set for ``headrace serve``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", yaml_file="headrace.yaml", extra="forbid", cli_kebab_case=True,
+        cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True, protected_namespaces=(),
+    )  # fmt: skip
+
+    model_repository: list[Path] = Field(
+        default=[Path(".cache/demo")],
+        description="Folders that hold models, each as Triton lays them out or as a Hugging Face folder.",
+    )
+    model_control_mode: Literal["explicit", "none"] = Field(
+        default="explicit",
+        description="`explicit` allows load and unload by request; `none` serves what is there at start.",
+    )
+    load_models: list[str] = Field(
+        default=["*"], description="Models to load at start; `*` for all. Others can be loaded later."
+    )
+    server_id: str = Field(default="headrace", description="The `name` in KServe server metadata.")
+
+    grpc_host: str = Field(default="127.0.0.1", description="Address of the gRPC port.")
+    grpc_port: Port = Field(default=8001, description="gRPC port; 0 lets the system choose.")
+    http_host: str = Field(default="127.0.0.1", description="Address of the REST port (Envoy).")
+    http_port: Port = Field(default=8000, description="REST port, which also passes gRPC and gRPC-Web.")
+    metrics_port: Port | None = Field(
+        default=None, description="Extra port that answers GET /metrics only; none unless set."
+    )
+    envoy: bool = Field(default=True, description="Run Envoy; without it there is gRPC only.")
+    allow_anonymous: bool = Field(
+        default=False, description="Permit listening on addresses other than loopback without access tokens."
+    )
+    cors_allow_origins: list[str] = Field(
+        default=["*"], description="Origins that browsers may call from; empty for none."
+    )
+    max_body_bytes: int = Field(
+        default=64 * 2**20, ge=1024, description="Largest REST body in bytes, after decompression too."
+    )
+
+    cores: int = Field(
+        default_factory=_default_cores, ge=1, description="Processor cores to plan threads and instances for."
+    )
+    max_queue_size: int = Field(
+        default=1024, ge=1, description="Parts (texts, tensor requests) that may wait per model."
+    )
+    max_client_batch_size: int = Field(
+        default=32, ge=1, description="Most texts that one TEI request may carry."
+    )
+    worker_restart_attempts: int = Field(
+        default=5, ge=0, description="Restarts in a row after which a crashing model is marked failed."
+    )
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="How long running requests may finish after SIGTERM, in seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`console` on a terminal, `json` elsewhere, unless set."
+    )
+
+    @field_validator("model_repository")
+    @classmethod
+    def _some_repository(cls, value: list[Path]) -> list[Path]:
+        if not value:
+            msg = "at least one folder is needed"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _loopback_or_allowed(self) -> Settings:
+        for field in ("grpc_host", "http_host"):
+            host = getattr(self, field)
+            if host not in LOOPBACK and not self.allow_anonymous:
+                msg = (
+                    f"{field} is '{host}', which others can reach, and there is no authentication; "
+                    "listen on 127.0.0.1 or say allow_anonymous: true (--allow-anonymous)"
+                )
+                raise ValueError(msg)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: given values (flags), environment, YAML file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings:
+    """Read the settings.
+
+    Args:
+        arguments: command-line flags after ``serve``.
+        file: another file than ``headrace.yaml``; it must exist.
+
+    Raises:
+        ConfigError: an unknown or illegal setting; the text names it.
+    """
+    if file is not None and not file.is_file():
+        msg = f"configuration file {file} does not exist"
+        raise ConfigError(msg)
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=file or "headrace.yaml", cli_prog_name="headrace serve")
+
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(FromFile, cli_parse_args=list(arguments))
+        return FromFile(_cli_settings_source=source)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}" for problem in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None

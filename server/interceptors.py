@@ -1,0 +1,221 @@
+"""What surrounds every RPC: request id, deadline, errors → status, metrics. One wrapper per RPC kind.
+
+The wrappers are put around the services' methods when the server is built, not looked up for each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+import structlog
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status as RpcStatus
+
+from headrace.errors.v1.errors_pb2 import ErrorReason
+from headrace.server.errors import (
+    DeadlineExceededError,
+    HeadraceError,
+    InvalidArgumentError,
+    status_of,
+)
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.telemetry.requests import RequestLabels, RequestMetrics
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID: Final = "x-request-id"
+STATUS_HEADER: Final = "x-http-status"
+TIMEOUT_HEADER: Final = "oicm-request-timeout"
+OICM_TIMEOUT_SECONDS: Final = 120.0  # default below /models/*/proxy: the OICM guide's
+
+
+class Facade(Protocol):
+    """A REST facade service: it knows its family's error body."""
+
+    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
+        """Return the family's answer for ``error``."""
+
+
+class Interceptors:
+    """Builds the wrappers around service methods.
+
+    Args:
+        metrics: where finished requests are counted.
+    """
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
+        prefix = secrets.token_hex(8)
+        self._ids = (f"{prefix}-{number:08x}" for number in itertools.count(1))
+
+    def unary(
+        self, protocol: str, name: str, method: Callable[[Any, Call], Awaitable[Any]]
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
+        """Wrap a method that takes one message and answers one."""
+
+        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+            call = Call(context, protocol)
+            start = self._begin()
+            code = "OK"
+            try:
+                response = await method(request, call)
+                context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                failure = self._domain(error, call)
+                code = status_of(failure).code.name
+                await self._abort(failure, call)
+                raise
+            else:
+                return response
+            finally:
+                self._end(call, name, code, start)
+
+        return handle
+
+    def stream(
+        self, protocol: str, name: str, method: Callable[[Any, Call], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        """Wrap a method that answers a stream (of one message or of a stream)."""
+
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+            call = Call(context, protocol)
+            start = self._begin()
+            code = "OK"
+            try:
+                async for response in method(request, call):
+                    yield response
+                context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                failure = self._domain(error, call)
+                code = status_of(failure).code.name
+                await self._abort(failure, call)
+                raise
+            finally:
+                self._end(call, name, code, start)
+
+        return handle
+
+    def facade(
+        self,
+        protocol: str,
+        name: str,
+        method: Callable[[Any, Call], Awaitable[HttpReply]],
+        service: Facade,
+    ) -> Callable[[Any, Context], Awaitable[HttpBody]]:
+        """Wrap a REST facade's method: its reply, or its family's error body, becomes an HttpBody."""
+
+        async def handle(request: Any, context: Context) -> HttpBody:  # noqa: ANN401
+            call = Call(context, protocol)
+            start = self._begin()
+            code = "OK"
+            try:
+                try:
+                    reply = await _within(_deadline(call), method(request, call))
+                except Exception as error:
+                    failure = self._domain(error, call)
+                    code = status_of(failure).code.name
+                    reply = service.error_reply(failure, call)
+                headers = reply.headers
+                if reply.status != 200:  # noqa: PLR2004
+                    headers = (*headers, (STATUS_HEADER, str(reply.status)))
+                if headers:
+                    await context.send_initial_metadata(headers)
+                return HttpBody(content_type=reply.content_type, data=reply.body)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            finally:
+                self._end(call, name, code, start)
+
+        return handle
+
+    def _begin(self) -> float:
+        self._metrics.active += 1
+        return time.perf_counter()
+
+    def _end(self, call: Call, name: str, code: str, start: float) -> None:
+        self._metrics.active -= 1
+        model = call.model
+        labels = (
+            RequestLabels(call.protocol, name, "", "", "")
+            if model is None
+            else RequestLabels(call.protocol, name, model.name, str(model.version), model.task.value)
+        )
+        self._metrics.ended(labels, code, time.perf_counter() - start)
+
+    def _request_id(self, call: Call) -> str:
+        return call.headers.get(REQUEST_ID) or next(self._ids)
+
+    def _domain(self, error: Exception, call: Call) -> HeadraceError:
+        """Return domain errors as they are; log anything else and hide its text behind the request id."""
+        if isinstance(error, HeadraceError):
+            return error
+        request_id = self._request_id(call)
+        log.error("internal error", request_id=request_id, protocol=call.protocol, exc_info=error)
+        return HeadraceError(f"internal error (request id {request_id})", request_id=request_id)
+
+    async def _abort(self, error: HeadraceError, call: Call) -> None:
+        """End the RPC with the error's status; raises grpc's AbortError, which only grpc catches."""
+        status = status_of(error)
+        metadata: list[tuple[str, str | bytes]] = [
+            (REQUEST_ID, self._request_id(call)),
+            ("grpc-status-details-bin", _details(error)),
+        ]
+        if status.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            metadata.append(("retry-after", "1"))
+        await call.context.abort(status.code, error.message, tuple(metadata))
+
+
+def _details(error: HeadraceError) -> bytes:
+    """Serialize the rich status: a google.rpc.ErrorInfo with the reason and the facts."""
+    status = status_of(error)
+    reason = ErrorReason.Name(status.reason).removeprefix("ERROR_REASON_")
+    detail = AnyMessage()
+    detail.Pack(ErrorInfo(reason=reason, domain="headrace", metadata=error.metadata))
+    return RpcStatus(
+        code=status.code.value[0], message=error.message, details=[detail]
+    ).SerializeToString()
+
+
+def _deadline(call: Call) -> float | None:
+    """Seconds that the caller gives a REST request; None for no limit."""
+    text = call.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return OICM_TIMEOUT_SECONDS if call.surface == "oicm" else None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        msg = f"OICM-Request-Timeout is '{text}', expected a positive number of seconds"
+        raise InvalidArgumentError(msg)
+    return seconds
+
+
+async def _within(seconds: float | None, work: Awaitable[HttpReply]) -> HttpReply:
+    if seconds is None:
+        return await work
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        msg = f"the deadline of {seconds:g} seconds passed"
+        raise DeadlineExceededError(msg) from None

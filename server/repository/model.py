@@ -1,0 +1,109 @@
+"""A loaded model version, as tasks and services see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenizers import Tokenizer
+
+    from headrace.kserve.v2.model_config_pb2 import ModelConfig
+    from headrace.server.scheduling.batcher import Batcher
+    from headrace.server.telemetry.statistics import ModelStatistics
+
+
+class Task(StrEnum):
+    """What a model does; the value of the ``task`` parameter in config.pbtxt."""
+
+    TENSORS = "tensors"
+    EMBED = "embed"
+    CLASSIFY = "classify"
+    RERANK = "rerank"
+    PREDICT = "predict"
+
+
+class State(StrEnum):
+    """Life of a model version, as RepositoryIndex names it."""
+
+    UNKNOWN = "UNKNOWN"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """One input or output of the configuration.
+
+    Attributes:
+        name: as in config.pbtxt.
+        datatype: KServe name.
+        dims: shape without the batch dimension; -1 varies.
+        optional: an input that a request may leave out.
+        labels: class names of an output, by index; empty when it has none.
+        reshape: what the model itself has in place of ``dims`` (same element count); None when they agree.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    labels: tuple[str, ...] = ()
+    reshape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """What the server needs to know to feed a text encoder.
+
+    Attributes:
+        tokenizer: without padding and truncation set.
+        max_tokens: longest sequence the model takes, special tokens included.
+        prompts: prompt name → text put before an input.
+        default_prompt: the prompt used when a request names none, "" for no prompt.
+        normalize: whether embeddings are scaled to unit length unless the request says otherwise.
+        labels: class names by index; for ``classify`` and ``rerank``.
+        multi_label: scores are independent (sigmoid) instead of exclusive (softmax).
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+    normalize: bool = True
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Model:
+    """One loaded version of one model.
+
+    ``inputs`` and ``outputs`` are what the configuration (completed from the file) promises to callers. A text
+    model's are ``text`` → ``embedding`` or ``scores``; then ``text`` is set and the batcher takes token ids.
+    """
+
+    name: str
+    version: int
+    task: Task
+    platform: str
+    config: ModelConfig
+    max_batch_size: int
+    inputs: tuple[ModelTensor, ...]
+    outputs: tuple[ModelTensor, ...]
+    batcher: Batcher
+    statistics: ModelStatistics
+    text: TextSettings | None = None
+    dimensions: int = 0  # width of an embedding; 0 when the model has none
+    default: bool = False  # marked as the default model of its task
+    split_oversize: bool = False  # a request above ``max_batch_size`` is split instead of refused
+
+    @property
+    def batching(self) -> bool:
+        """Whether the first dimension of every tensor is the batch."""
+        return self.max_batch_size > 0

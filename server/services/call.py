@@ -1,0 +1,58 @@
+"""What a service sees of the RPC it answers, and what a REST facade answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import grpc
+
+    from headrace.server.repository.model import Model
+
+MODEL_HEADER = "x-headrace-model"
+SURFACE_HEADER = "x-headrace-surface"
+
+
+class Call:
+    """One RPC: its headers, and the model that answered it (for the metrics)."""
+
+    __slots__ = ("_headers", "context", "model", "protocol")
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], protocol: str) -> None:
+        """Wrap the RPC; ``protocol`` is the service's family name, a metrics label."""
+        self.context = context
+        self.protocol = protocol
+        self.model: Model | None = None
+        self._headers: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Request headers (gRPC metadata) by lower-case name; text ones only, the last of equal names wins."""
+        if self._headers is None:
+            self._headers = {
+                key: value for key, value in self.context.invocation_metadata() or () if isinstance(value, str)
+            }
+        return self._headers
+
+    @property
+    def model_id(self) -> str:
+        """The model that the URL prefix ``/models/{id}/proxy`` chose, or ""."""
+        return self.headers.get(MODEL_HEADER, "")
+
+    @property
+    def surface(self) -> str:
+        """``oicm`` below ``/models/{id}/proxy``, else ""."""
+        return self.headers.get(SURFACE_HEADER, "")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """What a REST facade answers: becomes an ``google.api.HttpBody``, initial metadata and ``:status``."""
+
+    body: bytes
+    content_type: str = "application/json"
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()

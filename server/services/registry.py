@@ -1,0 +1,154 @@
+"""The one registration list: every proto service, what implements it and its family name.
+
+A new family is a proto, a service class and one line here; Envoy's routes follow from the descriptors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import grpc
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message_factory import GetMessageClass
+
+from headrace.kserve.v2 import grpc_service_pb2
+from headrace.rest.v1 import kserve_pb2, oicm_pb2, openai_pb2, ops_pb2, tei_pb2
+from headrace.server.services.classification import ClassificationService
+from headrace.server.services.embedding import EmbeddingService
+from headrace.server.services.kserve import GRPCInferenceService
+from headrace.server.services.kserve_rest import KserveService
+from headrace.server.services.oicm import OicmService
+from headrace.server.services.openai import OpenaiService
+from headrace.server.services.ops import OpsService
+from headrace.server.services.prediction import PredictionService
+from headrace.server.services.ranking import RankingService
+from headrace.server.services.tei import TeiService
+from headrace.v1 import classification_pb2, embedding_pb2, prediction_pb2, ranking_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+    from headrace.server.config import Settings
+    from headrace.server.interceptors import Interceptors
+    from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.tokenization import Tokenizing
+    from headrace.server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What services are built from."""
+
+    settings: Settings
+    repository: Repository
+    tokenizing: Tokenizing
+    metrics: Metrics
+    serving: Callable[[], bool]
+
+
+class Registration(NamedTuple):
+    """One proto service: its family (a metrics label), its descriptor and how to build it."""
+
+    protocol: str
+    descriptor: ServiceDescriptor
+    build: Callable[[Dependencies], Any]
+
+
+SERVICES: Final = (
+    Registration(
+        "kserve",
+        grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        lambda d: GRPCInferenceService(d.repository, d.tokenizing, d.settings.server_id),
+    ),
+    Registration(
+        "headrace",
+        embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"],
+        lambda d: EmbeddingService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "headrace",
+        ranking_pb2.DESCRIPTOR.services_by_name["RankingService"],
+        lambda d: RankingService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "headrace",
+        classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"],
+        lambda d: ClassificationService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "headrace",
+        prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"],
+        lambda d: PredictionService(d.repository),
+    ),
+    Registration(
+        "kserve-rest",
+        kserve_pb2.DESCRIPTOR.services_by_name["KserveService"],
+        lambda d: KserveService(d.repository, d.tokenizing, d.settings.server_id, d.settings.max_body_bytes),
+    ),
+    Registration(
+        "openai",
+        openai_pb2.DESCRIPTOR.services_by_name["OpenaiService"],
+        lambda d: OpenaiService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "tei",
+        tei_pb2.DESCRIPTOR.services_by_name["TeiService"],
+        lambda d: TeiService(d.repository, d.tokenizing, d.settings.max_client_batch_size),
+    ),
+    Registration(
+        "oicm",
+        oicm_pb2.DESCRIPTOR.services_by_name["OicmService"],
+        lambda d: OicmService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "ops",
+        ops_pb2.DESCRIPTOR.services_by_name["OpsService"],
+        lambda d: OpsService(d.metrics, d.serving),
+    ),
+)
+
+
+def descriptors() -> tuple[ServiceDescriptor, ...]:
+    """Return every service's descriptor; what Envoy's bootstrap and reflection are made of."""
+    return tuple(registration.descriptor for registration in SERVICES)
+
+
+def handlers(dependencies: Dependencies, interceptors: Interceptors) -> Iterable[grpc.GenericRpcHandler]:
+    """Build every service and yield its gRPC handlers, each method wrapped by the interceptors."""
+    for protocol, descriptor, build in SERVICES:
+        service = build(dependencies)
+        methods = {
+            method.name: _handler(protocol, method, getattr(service, method.name), service, interceptors)
+            for method in descriptor.methods
+        }
+        yield grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+
+def _handler(
+    protocol: str,
+    method: MethodDescriptor,
+    implementation: Callable[..., Any],
+    service: Any,  # noqa: ANN401 - any service class
+    interceptors: Interceptors,
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """Choose the wrapper and the grpc handler for a method's kind."""
+    decode = GetMessageClass(method.input_type).FromString
+    response = GetMessageClass(method.output_type)
+    encode = response.SerializeToString
+    name = method.name
+    if response is HttpBody and not method.server_streaming:
+        wrapped = interceptors.facade(protocol, name, implementation, service)
+        return grpc.unary_unary_rpc_method_handler(wrapped, decode, encode)
+    if not method.client_streaming and not method.server_streaming:
+        wrapped = interceptors.unary(protocol, name, implementation)
+        return grpc.unary_unary_rpc_method_handler(wrapped, decode, encode)
+    if not inspect.isasyncgenfunction(implementation):
+        msg = f"{method.full_name} streams, so its implementation must be an async generator"
+        raise TypeError(msg)
+    stream = interceptors.stream(protocol, name, implementation)
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, decode, encode)
+    return grpc.unary_stream_rpc_method_handler(stream, decode, encode)

@@ -1,0 +1,109 @@
+"""Texts to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.server.errors import InvalidArgumentError, TaskNotSupportedError
+from headrace.server.repository.model import Task
+from headrace.server.tasks.text_encoding import Direction, Text, resolve_prompt
+from headrace.server.tasks.text_models import Timings, run_texts
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
+    from headrace.server.tasks.text_models import TextRun
+    from headrace.server.tasks.tokenization import Tokenizing
+
+INLINE_BYTES: Final = 256 * 1024
+"""Vectors up to this many bytes (some 0.1 ms of arithmetic) are finished on the event loop, more in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """How to embed; None means the model's or the server's default.
+
+    Attributes:
+        normalize: scale vectors to unit length; None for the model's setting.
+        dimensions: keep only the first values, before scaling; in [1, the model's width].
+        truncate: cut inputs that are too long; None for yes.
+        direction: which end is cut.
+        prompt_name: the model's prompt to put before every text; None for its default prompt.
+    """
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    truncate: bool | None = None
+    direction: Direction = Direction.RIGHT
+    prompt_name: str | None = None
+
+
+@dataclass(slots=True)
+class Embeddings:
+    """``vectors`` is float32 [inputs, dimensions], C-contiguous; ``token_counts`` has one entry per input."""
+
+    vectors: NDArray[np.float32]
+    token_counts: list[int]
+    timings: Timings
+
+
+async def embed(
+    tokenizing: Tokenizing, model: Model, inputs: Sequence[Text], options: EmbedOptions
+) -> Embeddings:
+    """Embed ``inputs`` (at least one) as the parts of one request.
+
+    Raises:
+        TaskNotSupportedError: the model does not embed.
+        InvalidArgumentError: impossible dimensions, an unknown prompt, or an input that cannot be tokenised.
+        HeadraceError: what the batcher raises.
+    """
+    settings = model.text
+    if model.task is not Task.EMBED or settings is None:
+        msg = f"model '{model.name}' is not an embedding model, its task is {model.task.value}"
+        raise TaskNotSupportedError(msg, model=model.name, task=model.task.value)
+    dimensions = _dimensions(model, options.dimensions)
+    prompt = resolve_prompt(settings, options.prompt_name)
+    run = await run_texts(
+        tokenizing, model, inputs, "embedding",
+        truncate=options.truncate, direction=options.direction, prompt=prompt,
+    )  # fmt: skip
+    normalize = settings.normalize if options.normalize is None else options.normalize
+    if sum(map(len, run.data)) > INLINE_BYTES:
+        vectors = await tokenizing.run(_vectors, run, dimensions, normalize=normalize)
+    else:
+        vectors = _vectors(run, dimensions, normalize=normalize)
+    return Embeddings(vectors, run.token_counts, run.timings)
+
+
+def _dimensions(model: Model, wanted: int | None) -> int | None:
+    if wanted is None:
+        return None
+    if wanted < 1:
+        msg = "`dimensions` should be positive"
+        raise InvalidArgumentError(msg, field="dimensions", value=str(wanted))
+    if wanted > model.dimensions > 0:
+        msg = (
+            "`dimensions` should be smaller than the maximum embedding dimension. "
+            f"Given: {wanted}, the maximum is {model.dimensions}"
+        )
+        raise InvalidArgumentError(msg, field="dimensions", value=str(wanted))
+    return wanted
+
+
+def _vectors(run: TextRun, dimensions: int | None, *, normalize: bool) -> NDArray[np.float32]:
+    vectors = run.matrix()
+    if dimensions is not None:
+        vectors = np.ascontiguousarray(vectors[:, :dimensions])
+    return unit_rows(vectors) if normalize else vectors
+
+
+def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale each row to Euclidean length 1; a row of zeros stays as it is."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    lengths[lengths == 0] = 1
+    result: NDArray[np.float32] = vectors / lengths[:, None]
+    return result

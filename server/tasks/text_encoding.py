@@ -1,0 +1,235 @@
+"""Text to token ids, synchronously: what one call in the tokeniser's pool does for a group of requests.
+
+Nothing here changes a tokenizer's own settings, so one tokenizer may serve several threads and requests with
+different truncation at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from headrace.server.errors import HeadraceError, InputEmptyError, InputTooLongError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+    from headrace.server.repository.model import TextSettings
+
+Text = str | tuple[str, str] | list[int]
+"""One input: a text, a pair of texts that the model reads together, or token ids of the model's vocabulary."""
+
+Cuttable = TypeVar("Cuttable", str, list[int])
+
+CHARACTERS_PER_TOKEN: Final = 250
+"""Texts of more than ``max_tokens`` × this many characters are cut or refused before they are tokenised."""
+
+
+class Direction(StrEnum):
+    """Which end of a text is cut when it is too long."""
+
+    RIGHT = "right"
+    LEFT = "left"
+
+
+@dataclass(slots=True)
+class Tokens:
+    """One tokenised input.
+
+    Attributes:
+        ids: int32 little-endian token ids, special tokens included, at most ``max_tokens`` of them.
+        type_ids: int32 little-endian segment of each token (0 or 1), None when all are 0.
+        count: number of tokens.
+    """
+
+    ids: bytes
+    type_ids: bytes | None
+    count: int
+
+
+@dataclass(slots=True)
+class EncodeRequest:
+    """The inputs of one caller and how to tokenise them; ``prompt`` is put before every text."""
+
+    settings: TextSettings
+    texts: Sequence[Text]
+    truncate: bool
+    direction: Direction
+    prompt: str
+
+
+def resolve_prompt(settings: TextSettings, name: str | None) -> str:
+    """Return the text that is put before every input: the named prompt, or the default one.
+
+    Raises:
+        InvalidArgumentError: the model has no prompt of that name.
+    """
+    name = name or settings.default_prompt
+    if not name:
+        return ""
+    if name in settings.prompts:
+        return settings.prompts[name]
+    if settings.prompts:
+        known = ", ".join(f'"{prompt}"' for prompt in settings.prompts)
+        reason = f"it was not found in the Sentence Transformers prompts. Available prompts: [{known}]"
+    else:
+        reason = "no prompts were found in the Sentence Transformers configuration"
+    msg = f"`default-prompt-name` is set to `{name}` but {reason}"
+    raise InvalidArgumentError(msg, field="prompt_name", value=name)
+
+
+def encode_group(requests: Sequence[EncodeRequest]) -> list[list[Tokens] | HeadraceError]:
+    """Tokenise the inputs of all requests; a request whose input is wrong has its error instead of tokens.
+
+    Requests for the same tokenizer share one native call, because every such call gives up the interpreter's
+    lock once and waits to have it back.
+    """
+    answers: list[list[Tokens] | HeadraceError] = [[] for _ in requests]
+    batches: dict[tuple[Tokenizer, bool], list[tuple[int, int, str | tuple[str, str]]]] = {}
+    for number, request in enumerate(requests):
+        try:
+            prepared = [_prepare(request, index, text) for index, text in enumerate(request.texts)]
+        except HeadraceError as error:
+            answers[number] = error
+            continue
+        answers[number] = [Tokens(b"", None, 0)] * len(prepared)
+        for index, (text, add_special) in enumerate(prepared):
+            key = (request.settings.tokenizer, add_special)
+            batches.setdefault(key, []).append((number, index, text))
+    for (tokenizer, add_special), batch in batches.items():
+        encodings = _encode(tokenizer, add_special, [text for _, _, text in batch])
+        for (number, index, _), encoding in zip(batch, encodings, strict=True):
+            answer = answers[number]
+            if isinstance(answer, HeadraceError):
+                continue
+            try:
+                answer[index] = _finish(requests[number], index, encoding)
+            except HeadraceError as error:
+                answers[number] = error
+    return answers
+
+
+def _prepare(request: EncodeRequest, index: int, text: Text) -> tuple[str | tuple[str, str], bool]:
+    """Return what the tokenizer is to encode, and whether it adds special tokens."""
+    if not text or (isinstance(text, tuple) and not any(text)):
+        msg = "`inputs` cannot be empty"
+        raise InputEmptyError(msg, field="inputs", index=str(index))
+    if isinstance(text, tuple):
+        return (_fit(request, index, text[0]), _fit(request, index, text[1])), True
+    if isinstance(text, str):
+        return _fit(request, index, request.prompt + text), True
+    # Ids are read back to text so that truncation and prompts mean the same for them; without a prompt their
+    # special tokens survive the round trip and none are added (Text Embeddings Inference does the same).
+    tokenizer = request.settings.tokenizer
+    _check_ids(tokenizer, index, text)
+    text = _fit(request, index, text)
+    if request.prompt:
+        return request.prompt + tokenizer.decode(text, skip_special_tokens=True), True
+    return tokenizer.decode(text, skip_special_tokens=False), False
+
+
+def _check_ids(tokenizer: Tokenizer, index: int, ids: list[int]) -> None:
+    size = tokenizer.get_vocab_size()
+    for token in ids:
+        if not 0 <= token < size and (token < 0 or token >= 1 << 32 or tokenizer.id_to_token(token) is None):
+            msg = f"token id {token} is out of vocabulary, expected 0 to {size - 1}"
+            raise InvalidArgumentError(msg, field="inputs", index=str(index), value=str(token))
+
+
+def _fit(request: EncodeRequest, index: int, text: Cuttable) -> Cuttable:
+    """Cut a text of absurd length before it is tokenised, or refuse it."""
+    limit = request.settings.max_tokens * CHARACTERS_PER_TOKEN
+    if len(text) <= limit:
+        return text
+    if not request.truncate:
+        msg = f"`inputs` must have less than {limit} characters. Given: {len(text)}"
+        raise InputTooLongError(msg, field="inputs", index=str(index), max_characters=str(limit))
+    return text[-limit:] if request.direction is Direction.LEFT else text[:limit]
+
+
+def _encode(
+    tokenizer: Tokenizer, add_special: bool, texts: list[str | tuple[str, str]]
+) -> Iterable[Encoding | HeadraceError]:
+    try:
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special)
+    except BaseException:  # noqa: BLE001 - a panic of the library is none of Exception; find out whose text it was
+        return [_encode_one(tokenizer, add_special, text) for text in texts]
+
+
+def _encode_one(tokenizer: Tokenizer, add_special: bool, text: str | tuple[str, str]) -> Encoding | HeadraceError:
+    try:
+        return tokenizer.encode_batch_fast([text], add_special_tokens=add_special)[0]
+    except BaseException as error:  # noqa: BLE001
+        try:
+            "".join(text).encode()
+        except UnicodeEncodeError as invalid:
+            return InvalidArgumentError(
+                f"`inputs` is not valid Unicode: unpaired surrogate at character {invalid.start}", field="inputs"
+            )
+        return InvalidArgumentError(f"tokenizer error {error}", field="inputs")
+
+
+def _finish(request: EncodeRequest, index: int, encoding: Encoding | HeadraceError) -> Tokens:
+    if isinstance(encoding, HeadraceError):
+        raise encoding
+    count, limit = len(encoding), request.settings.max_tokens
+    if count == 0:
+        msg = "`inputs` cannot be empty: the tokenizer makes no tokens of it"
+        raise InputEmptyError(msg, field="inputs", index=str(index))
+    if count <= limit:
+        return _tokens(encoding.ids, encoding.type_ids)
+    if not request.truncate:
+        msg = f"`inputs` must have less than {limit} tokens. Given: {count}"
+        raise InputTooLongError(
+            msg, field="inputs", index=str(index), tokens=str(count), max_tokens=str(limit)
+        )
+    return _tokens(*truncated(encoding, limit, request.direction))
+
+
+def _tokens(ids: list[int], type_ids: list[int]) -> Tokens:
+    layout = f"<{len(ids)}i"
+    return Tokens(
+        ids=struct.pack(layout, *ids),
+        type_ids=struct.pack(layout, *type_ids) if any(type_ids) else None,
+        count=len(ids),
+    )
+
+
+def truncated(encoding: Encoding, limit: int, direction: Direction) -> tuple[list[int], list[int]]:
+    """Return ids and type ids cut to ``limit`` tokens; tokens that the post-processor added stay.
+
+    A pair is cut as the tokenizers library's ``longest_first`` does: first the longer text down to the length
+    of the shorter one, then both alike, the second keeping the odd token. ``direction`` says which end of each
+    text is cut.
+    """
+    owner: list[int | None] = encoding.sequence_ids
+    first, second = owner.count(0), owner.count(1)
+    room = max(limit - (len(owner) - first - second), 0)
+    keep = _share(first, second, room)
+    drop: list[tuple[int, int]] = []
+    for sequence, (length, kept) in enumerate(zip((first, second), keep, strict=True)):
+        if kept < length:
+            start = owner.index(sequence)
+            start += 0 if direction is Direction.LEFT else kept
+            drop.append((start, start + length - kept))
+    ids, type_ids = encoding.ids, encoding.type_ids
+    for start, stop in reversed(drop):
+        del ids[start:stop], type_ids[start:stop]
+    return ids[:limit], type_ids[:limit]
+
+
+def _share(first: int, second: int, room: int) -> tuple[int, int]:
+    """Divide ``room`` tokens between two texts."""
+    if first + second <= room:
+        return first, second
+    if second == 0:
+        return room, 0
+    short, long = sorted((first, second))
+    long = max(short, room - short) if short <= room else short
+    if short + long > room:
+        short = room // 2
+        long = room - short
+    return (long, short) if first > second else (short, long)

@@ -1,0 +1,142 @@
+"""The Prometheus exposition: our own families, and Triton's ``nv_inference_*`` names.
+
+Nothing is counted here: the collector reads, at scrape time, the plain numbers that requests and batches left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
+    from headrace.server.telemetry.requests import RequestMetrics
+    from headrace.server.telemetry.statistics import Histogram, ModelStatistics
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_REQUEST_LABELS: Final = ("protocol", "method", "model", "version", "task")
+_MODEL_LABELS: Final = ("model", "version")
+
+_TRITON: Final[tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...]] = (
+    ("nv_inference_request_success", "Successful inference requests", lambda s: s.success.count),
+    ("nv_inference_count", "Inferences performed (rows; cached ones not counted)", lambda s: s.inference_count),
+    ("nv_inference_exec_count", "Model executions (batches)", lambda s: s.execution_count),
+    (
+        "nv_inference_request_duration_us",
+        "Cumulative duration of successful requests in microseconds",
+        lambda s: s.success.ns // 1000,
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Cumulative time in the queue in microseconds",
+        lambda s: s.queue.ns // 1000,
+    ),
+    (
+        "nv_inference_compute_input_duration_us",
+        "Cumulative time for preparing inputs in microseconds",
+        lambda s: s.compute_input.ns // 1000,
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Cumulative time in the model in microseconds",
+        lambda s: s.compute_infer.ns // 1000,
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
+        "Cumulative time for outputs in microseconds",
+        lambda s: s.compute_output.ns // 1000,
+    ),
+)
+
+
+class Metrics:
+    """Renders everything that is counted.
+
+    Args:
+        requests: counts of RPCs.
+        models: returns the models that are loaded now.
+    """
+
+    def __init__(self, requests: RequestMetrics, models: Callable[[], Sequence[Model]]) -> None:
+        self._requests = requests
+        self._models = models
+        self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(self)
+
+    def render(self) -> bytes:
+        """Return the whole exposition, Prometheus text format 0.0.4."""
+        return generate_latest(self._registry) + "".join(_triton(self._models())).encode()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield our own families (called by the Prometheus library)."""
+        requests = CounterMetricFamily("headrace_requests", "RPCs by final gRPC status", labels=(*_REQUEST_LABELS, "code"))
+        for (labels, code), count in self._requests.counts.items():
+            requests.add_metric((*labels, code), count)
+        durations = HistogramMetricFamily("headrace_request_duration_seconds", "Duration of RPCs", labels=_REQUEST_LABELS)
+        for labels, histogram in self._requests.durations.items():
+            durations.add_metric(labels, _buckets(histogram), histogram.total)
+        active = GaugeMetricFamily("headrace_requests_active", "RPCs under way")
+        active.add_metric((), self._requests.active)
+        yield from (requests, durations, active)
+        yield from _model_families(self._models())
+
+
+def _model_families(models: Sequence[Model]) -> Iterable[Metric]:
+    queue = HistogramMetricFamily("headrace_queue_seconds", "Time requests waited for a worker", labels=_MODEL_LABELS)
+    compute = HistogramMetricFamily("headrace_compute_seconds", "Time a worker spent on a batch", labels=_MODEL_LABELS)
+    rows = HistogramMetricFamily("headrace_batch_rows", "Rows in executed batches", labels=_MODEL_LABELS)
+    closed = CounterMetricFamily("headrace_batches", "Batches by why they were closed", labels=(*_MODEL_LABELS, "reason"))
+    waiting = GaugeMetricFamily("headrace_queue_size", "Parts waiting in the queue", labels=_MODEL_LABELS)
+    restarts = CounterMetricFamily("headrace_worker_restarts", "Worker processes restarted", labels=_MODEL_LABELS)
+    for model in models:
+        labels = (model.name, str(model.version))
+        statistics = model.statistics
+        for family, histogram in (
+            (queue, statistics.queue_seconds),
+            (compute, statistics.compute_seconds),
+            (rows, statistics.batch_rows),
+        ):
+            family.add_metric(labels, _buckets(histogram), histogram.total)
+        for reason, count in statistics.close_reasons.items():
+            closed.add_metric((*labels, reason), count)
+        waiting.add_metric(labels, model.batcher.waiting)
+        restarts.add_metric(labels, statistics.restarts)
+    return queue, compute, rows, closed, waiting, restarts
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Turn counts per bucket into Prometheus' cumulative ones."""
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
+
+
+def _triton(models: Sequence[Model]) -> Iterator[str]:
+    """Write Triton's families: counters whose names, unlike Prometheus' own rule, do not end in ``_total``."""
+    for name, text, value in _TRITON:
+        yield f"# HELP {name} {text}\n# TYPE {name} counter\n"
+        for model in models:
+            yield f"{name}{{{_labels(model)}}} {value(model.statistics)}\n"
+    name = "nv_inference_request_failure"
+    yield f"# HELP {name} Failed inference requests by reason\n# TYPE {name} counter\n"
+    for model in models:
+        for reason, count in model.statistics.failures.items():
+            yield f'{name}{{{_labels(model)},reason="{reason}"}} {count}\n'
+    name = "nv_inference_pending_request_count"
+    yield f"# HELP {name} Requests admitted and not answered\n# TYPE {name} gauge\n"
+    for model in models:
+        yield f"{name}{{{_labels(model)}}} {model.statistics.pending}\n"
+
+
+def _labels(model: Model) -> str:
+    name = model.name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'model="{name}",version="{model.version}"'

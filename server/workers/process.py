@@ -1,0 +1,181 @@
+"""One worker process: how it is spawned, spoken to and reaped.
+
+Two stream sockets (batches; cancellations) and the shared regions are created here and inherited by the child.
+The end of the data socket is the end of the worker: it arrives at once when the process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+import structlog
+
+from headrace.runtimes import wire
+from headrace.runtimes.base import InstanceSpec
+from headrace.runtimes.regions import Region
+from headrace.server.errors import LoadFailedError
+
+log = structlog.get_logger(__name__)
+
+_REPLIES: Final = msgspec.msgpack.Decoder(wire.Reply)
+_STOP_SECONDS: Final = 10.0
+_BUFFER_BYTES: Final = 1 << 20
+
+
+class WorkerProcess(asyncio.Protocol):
+    """A running worker.
+
+    Args:
+        on_reply: called with every message after the worker has loaded.
+        on_exit: called once, when the data socket closes, with what is known of the reason.
+    """
+
+    def __init__(self, on_reply: Callable[[wire.Executed | wire.Failed], None], on_exit: Callable[[str], None]) -> None:
+        self._on_reply = on_reply
+        self._on_exit = on_exit
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[wire.Loaded] = self._loop.create_future()
+        self._gone = asyncio.Event()
+        self._control: socket.socket | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self.inputs: list[Region] = []
+        self.outputs: list[Region] = []
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, 0 before it was spawned."""
+        return self._child.pid if self._child else 0
+
+    async def start(self, spec: InstanceSpec) -> wire.Loaded:
+        """Spawn the child, have it load ``spec`` and return what it found.
+
+        Raises:
+            LoadFailedError: with the worker's own reason, or that it died while loading.
+        """
+        data, child_data = socket.socketpair()
+        self._control, child_control = socket.socketpair()
+        self._control.setblocking(False)  # noqa: FBT003 - the stdlib's signature
+        for sock in (data, child_data):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        for slot in range(wire.SLOTS):
+            self.inputs.append(Region.create(f"headrace-in-{slot}"))
+            self.outputs.append(Region.create(f"headrace-out-{slot}"))
+        regions = [fd for pair in zip(self.inputs, self.outputs, strict=True) for fd in (pair[0].fd, pair[1].fd)]
+        inherited = (child_data.fileno(), child_control.fileno(), *regions)
+        command = [
+            sys.executable, "-m", "headrace.runtimes.worker",
+            "--data-fd", str(inherited[0]),
+            "--control-fd", str(inherited[1]),
+            "--regions", ",".join(map(str, regions)),
+        ]  # fmt: skip
+        try:
+            self._child = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: ASYNC220, S603 - vfork returns at once
+        finally:
+            child_data.close()
+            child_control.close()
+        await self._loop.create_connection(lambda: self, sock=data)
+        self.send(wire.Load(spec))
+        return await self._loaded
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Write one message to the data socket."""
+        if self._transport is not None:
+            self._transport.write(wire.frame(message))
+
+    def cancel(self, batch: int) -> None:
+        """Write a cancellation to the control socket; a full socket means that many are under way already."""
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send(wire.frame(wire.Cancel(batch)))
+
+    async def stop(self) -> None:
+        """Close the sockets, which ends the child after its batch, and reap it; kill it if it does not go."""
+        if self._transport is not None:
+            self._transport.close()
+        await self._reap(_STOP_SECONDS)
+        self._close()
+
+    def kill(self) -> None:
+        """End the child at once; :attr:`on_exit` follows."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Cut the stream into messages."""
+        buffer = self._received
+        buffer += data
+        start = 0
+        while len(buffer) - start >= wire.HEADER_SIZE:
+            body = start + wire.HEADER_SIZE
+            end = body + wire.frame_size(memoryview(buffer)[start:body])
+            if len(buffer) < end:
+                break
+            reply = _REPLIES.decode(memoryview(buffer)[body:end])
+            start = end
+            self._take(reply)
+        if start:
+            del buffer[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Report the end of the worker."""
+        self._transport = None
+        self._loop.create_task(self._report(exc))
+
+    def _take(self, reply: wire.Reply) -> None:
+        match reply:
+            case wire.Executed() | wire.Failed():
+                self._on_reply(reply)
+            case wire.Loaded():
+                if not self._loaded.done():
+                    self._loaded.set_result(reply)
+            case wire.LoadFailed():
+                if not self._loaded.done():
+                    self._loaded.set_exception(LoadFailedError(reply.message))
+
+    async def _report(self, exc: Exception | None) -> None:
+        self._on_exit("connection closed" if exc is None else str(exc))
+        code = await self._reap(_STOP_SECONDS)
+        reason = f"the worker process ended ({_describe(code)})"
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadFailedError(f"{reason} while it loaded the model"))
+        self._close()
+        self._gone.set()
+
+    async def _reap(self, seconds: float) -> int | None:
+        child = self._child
+        if child is None:
+            return None
+        try:
+            return await asyncio.to_thread(child.wait, seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return await asyncio.to_thread(child.wait)
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        for region in (*self.inputs, *self.outputs):
+            region.close()
+
+
+def _describe(code: int | None) -> str:
+    if code is None:
+        return "unknown exit status"
+    return f"signal {-code}" if code < 0 else f"exit status {code}"

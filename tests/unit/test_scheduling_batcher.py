@@ -1,0 +1,325 @@
+"""The batcher with in-test instances that really compute (sum of the raw bytes of each row)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from headrace.runtimes.wire import Executed, Tensor
+from headrace.server.errors import (
+    HeadraceError,
+    ModelNotReadyError,
+    QueueFullError,
+    QueueTimeoutError,
+    WorkerCrashedError,
+)
+from headrace.server.scheduling.batch import Batch, chunks, layout
+from headrace.server.scheduling.batcher import Batcher
+from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
+from headrace.server.scheduling.work import Part, PartInput
+from headrace.server.telemetry.statistics import ModelStatistics
+
+
+class Doubler:
+    """An instance that doubles an INT32 tensor when it is told to finish its oldest batch."""
+
+    def __init__(self, batcher: Batcher, *, slots: int = 1, lone_capable: bool = False) -> None:
+        self.sink = batcher
+        self.slots = slots
+        self.lone_capable = lone_capable
+        self.held: list[Batch] = []
+        self.cancelled: list[Batch] = []
+
+    @property
+    def batches(self) -> int:
+        return len(self.held)
+
+    def send(self, batch: Batch) -> None:
+        self.held.append(batch)
+
+    def cancel(self, batch: Batch) -> None:
+        if batch in self.held:
+            self.cancelled.append(batch)
+
+    def finish(self) -> Batch:
+        batch = self.held.pop(0)
+        tensors, size = layout(batch.parts)
+        block = bytearray(size)
+        for offset, data in chunks(batch.parts, tensors):
+            block[offset : offset + len(data)] = data
+        (tensor,) = tensors
+        values = np.frombuffer(block, np.int32, count=tensor.size // 4, offset=tensor.offset) * 2
+        output = Tensor("OUT", "INT32", tensor.shape, 0, values.nbytes)
+        reply = Executed(batch.id, (output,), values.nbytes, None, 1000, 2000, 3000)
+        self.sink.executed(batch, reply, memoryview(values.tobytes()))
+        return batch
+
+    def crash(self) -> None:
+        held, self.held = self.held, []
+        self.sink.failed(held[0], WorkerCrashedError("the worker died"))
+        for batch in held[1:]:
+            self.sink.returned(batch)
+
+
+def part(*values: int, key: object = "k", tokens: int = 0) -> Part:
+    data = np.array(values, np.int32).tobytes()
+    inputs = [PartInput("IN", "INT32", (len(values),), data)]
+    return Part(inputs, rows=len(values), tokens=tokens, key=key)
+
+
+def start(batcher: Batcher, parts: Sequence[Part], **options: int) -> asyncio.Task[list[int]]:
+    async def run() -> list[int]:
+        results = await batcher.run(parts, **options)
+        return [int(value) for result in results for value in np.frombuffer(result["OUT"].data, np.int32)]
+
+    return asyncio.get_running_loop().create_task(run())
+
+
+async def settle() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+def build(**policy: object) -> tuple[Batcher, ModelStatistics]:
+    statistics = ModelStatistics()
+    return Batcher(BatchingPolicy(**{"join": True, "max_rows": 4, **policy}), statistics), statistics  # type: ignore[arg-type]
+
+
+async def test_requests_that_arrive_together_share_a_batch_and_get_their_own_rows() -> None:
+    batcher, statistics = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    tasks = [start(batcher, [part(i, i + 10)]) for i in range(2)]
+    await settle()
+    batch = worker.finish()
+    assert batch.rows == 4
+    assert [await task for task in tasks] == [[0, 20], [2, 22]]
+    assert statistics.execution_count == 1
+    assert statistics.inference_count == 4
+    assert statistics.success.count == 2
+    assert statistics.pending == 0
+
+
+async def test_a_request_of_many_parts_is_split_over_batches_and_joined_in_order() -> None:
+    batcher, _ = build(max_rows=2)
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    task = start(batcher, [part(i) for i in range(5)])
+    sizes = []
+    while not task.done():
+        await settle()
+        if worker.held:
+            sizes.append(worker.finish().rows)
+    assert await task == [0, 2, 4, 6, 8]
+    assert sizes == [2, 2, 1]
+
+
+async def test_different_shapes_never_share_a_batch() -> None:
+    batcher, _ = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    first, second = start(batcher, [part(1, key="a")]), start(batcher, [part(2, key="b")])
+    await settle()
+    assert worker.finish().reason == "shape"
+    await settle()
+    assert worker.finish().rows == 1
+    assert (await first, await second) == ([2], [4])
+
+
+async def test_a_full_queue_refuses_all_parts_of_a_request_at_once() -> None:
+    batcher, statistics = build(max_queue=3)
+    waiting = start(batcher, [part(1), part(2)])
+    await settle()
+    with pytest.raises(QueueFullError, match="Exceeds maximum queue size"):
+        await batcher.run([part(3), part(4)])
+    assert batcher.waiting == 2
+    assert statistics.failures["REJECTED"] == 1
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert batcher.waiting == 0
+
+
+async def test_queue_timeout_rejects_and_delay_action_postpones() -> None:
+    reject, _ = build(queue=QueuePolicy(default_timeout_us=1000))
+    with pytest.raises(QueueTimeoutError, match="Request timeout expired"):
+        await reject.run([part(1)])
+    assert reject.waiting == 0
+    delay, _ = build(max_rows=1, queue=QueuePolicy(default_timeout_us=1000, delay=True))
+    late = start(delay, [part(1)])
+    while not delay._waiting._delayed:  # noqa: SLF001 - the only sign of the postponement
+        await asyncio.sleep(0.001)
+    fresh = start(delay, [part(2)])
+    worker = Doubler(delay)
+    delay.attach(worker)
+    await settle()
+    worker.finish()
+    assert await fresh == [4]
+    assert not late.done()
+    await settle()
+    worker.finish()
+    assert await late == [2]
+
+
+async def test_a_request_may_shorten_its_timeout_only_where_the_policy_lets_it() -> None:
+    policy = BatchingPolicy(queue=QueuePolicy(default_timeout_us=1000, allow_override=True))
+    assert policy.timeout_us(1, 500) == 500
+    assert policy.timeout_us(1, 2000) == 1000
+    assert BatchingPolicy().timeout_us(1, 500) == 0
+
+
+async def test_urgent_requests_overtake() -> None:
+    batcher, _ = build(max_rows=1, priority_levels=2, default_level=2)
+    low, high = start(batcher, [part(1)]), start(batcher, [part(2)], priority=1)
+    await settle()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    await settle()
+    worker.finish()
+    assert await high == [4]
+    assert not low.done()
+    await settle()
+    worker.finish()
+    assert await low == [2]
+
+
+async def test_preferred_sizes_wait_for_the_delay_and_no_longer() -> None:
+    batcher, statistics = build(max_rows=8, preferred=(2,), delay_us=20_000)
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    pair = [start(batcher, [part(1)]), start(batcher, [part(2)])]
+    await settle()
+    assert worker.finish().reason == "preferred"
+    await asyncio.gather(*pair)
+    single = start(batcher, [part(3)])
+    await settle()
+    assert not worker.held
+    while not worker.held:
+        await asyncio.sleep(0.005)
+    assert worker.finish().reason == "delay"
+    assert await single == [6]
+    assert statistics.close_reasons == {"preferred": 1, "delay": 1}
+
+
+async def test_cancelled_requests_leave_the_queue_and_stop_a_batch_nobody_waits_for() -> None:
+    batcher, statistics = build(max_rows=2)
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    running = [start(batcher, [part(1)]), start(batcher, [part(2)])]
+    await settle()
+    queued = start(batcher, [part(3)])
+    await settle()
+    queued.cancel()
+    running[0].cancel()
+    await settle()
+    assert batcher.waiting == 0
+    assert not worker.cancelled, "the other half of the batch is still wanted"
+    running[1].cancel()
+    await settle()
+    assert worker.cancelled == worker.held
+    worker.finish()
+    await settle()
+    assert batcher.active == 0
+    assert statistics.failures["CANCELED"] == 3
+
+
+async def test_a_crash_fails_what_ran_and_keeps_what_waited() -> None:
+    batcher, _ = build(max_rows=1)
+    worker = Doubler(batcher, slots=2)
+    batcher.attach(worker)
+    tasks = [start(batcher, [part(i)]) for i in range(3)]
+    await settle()
+    assert worker.batches == 2
+    worker.crash()
+    with pytest.raises(WorkerCrashedError):
+        await tasks[0]
+    await settle()
+    worker.finish()
+    await settle()
+    worker.finish()
+    assert [await task for task in tasks[1:]] == [[2], [4]]
+
+
+async def test_the_second_slot_only_takes_batches_that_cannot_improve() -> None:
+    batcher, _ = build(max_rows=2)
+    worker = Doubler(batcher, slots=2)
+    batcher.attach(worker)
+    tasks = [start(batcher, [part(1)])]
+    await settle()
+    tasks.append(start(batcher, [part(2)]))
+    await settle()
+    assert worker.batches == 1
+    tasks.append(start(batcher, [part(3)]))
+    await settle()
+    assert [batch.rows for batch in worker.held] == [1, 2]
+    worker.finish()
+    worker.finish()
+    await asyncio.gather(*tasks)
+
+
+async def test_lone_batches_use_all_threads_and_others_do_not() -> None:
+    batcher, _ = build(max_rows=1)
+    workers = [Doubler(batcher), Doubler(batcher, lone_capable=True)]
+    for worker in workers:
+        batcher.attach(worker)
+    alone = start(batcher, [part(1)])
+    await settle()
+    assert workers[1].held[0].lone
+    second = start(batcher, [part(2)])
+    await settle()
+    assert not workers[0].held[0].lone
+    for worker in workers:
+        worker.finish()
+    await asyncio.gather(alone, second)
+
+
+async def test_texts_are_batched_by_like_length_around_the_oldest() -> None:
+    batcher, _ = build(max_rows=8, max_tokens=100)
+    lengths = [20, 90, 22, 21, 95, 19, 23]
+    tasks = [start(batcher, [part(length, tokens=length)]) for length in lengths]
+    await settle()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    seen = []
+    while not all(task.done() for task in tasks):
+        await settle()
+        if worker.held:
+            seen.append(sorted(p.tokens for p in worker.finish().parts))
+    assert seen[0] == [19, 20, 21, 22]
+    assert all(max(batch) * len(batch) <= 100 for batch in seen)
+    assert sorted(length for batch in seen for length in batch) == sorted(lengths)
+    assert [await task for task in tasks] == [[2 * length] for length in lengths]
+
+
+async def test_drain_waits_for_admitted_requests_and_refuses_new_ones() -> None:
+    batcher, _ = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    task = start(batcher, [part(1)])
+    await settle()
+    error: HeadraceError = ModelNotReadyError("going")
+    drained = asyncio.get_running_loop().create_task(batcher.drain(error))
+    await settle()
+    assert not drained.done()
+    with pytest.raises(ModelNotReadyError):
+        await batcher.run([part(2)])
+    worker.finish()
+    assert await task == [2]
+    await drained
+
+
+async def test_an_output_without_the_batch_dimension_is_the_models_error() -> None:
+    batcher, _ = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    tasks = [start(batcher, [part(i)]) for i in range(2)]
+    await settle()
+    batch = worker.held.pop()
+    reply = Executed(0, (Tensor("OUT", "INT32", (1,), 0, 4),), 4, None, 0, 0, 0)
+    batcher.executed(batch, reply, memoryview(bytes(4)))
+    for task in tasks:
+        with pytest.raises(HeadraceError, match="does not keep the batch dimension"):
+            await task
