@@ -1,7 +1,7 @@
 """Renders Envoy's bootstrap from the protos: a pure function of the options and the loaded descriptors.
 
-``headrace serve`` runs Envoy on what :func:`render` returns. ``python -m headrace.envoy.bootstrap --upstream SOCKET``
-prints the same document for an Envoy that somebody else runs.
+``headrace serve`` runs Envoy on what :func:`render` returns; ``python -m headrace.envoy.bootstrap`` prints
+the document for an Envoy that somebody else runs.
 """
 
 from __future__ import annotations
@@ -17,29 +17,38 @@ import yaml
 from google.protobuf.descriptor import ServiceDescriptor
 
 from headrace.envoy.cluster import cluster
-from headrace.envoy.descriptors import Binding, bindings, descriptor_set, discover, rest_services
-from headrace.envoy.listener import http_filters, listener
+from headrace.envoy.descriptors import (
+    Binding,
+    bindings,
+    descriptor_set,
+    discover,
+    path_variables,
+    rest_services,
+)
+from headrace.envoy.filters import http_filters
+from headrace.envoy.listener import listener
 from headrace.envoy.options import BootstrapOptions, TlsOptions
 from headrace.envoy.routes import metrics_route_config, route_config
 
 __all__ = ["BootstrapOptions", "TlsOptions", "discover", "render", "render_golden", "to_json"]
 
-#: Connections that may be open at once: above it, new ones are refused instead of exhausting file descriptors.
+#: Connections that may be open at once; more are refused, before file descriptors run out.
 MAX_CONNECTIONS: Final = 50_000
 
 GOLDEN: Final = Path(__file__).parent.parent / "tests" / "golden" / "envoy-bootstrap.yaml"
 
 
 def _document(
-    options: BootstrapOptions, services: Sequence[str], found: Sequence[Binding], descriptors: bytes
+    options: BootstrapOptions, found: Sequence[Binding], filters: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    filters = http_filters(options, descriptors, services)
-    listeners = [listener("rest", options.port, options, filters, route_config(options, found))]
+    listeners = [listener("rest", options.listen_port, options, filters, route_config(options, found))]
     if options.metrics_port is not None:
-        listeners.append(listener("metrics", options.metrics_port, options, filters, metrics_route_config(found)))
+        listeners.append(
+            listener("metrics", options.metrics_port, options, filters, metrics_route_config(found))
+        )
     document: dict[str, Any] = {
         "static_resources": {"listeners": listeners, "clusters": [cluster(options.upstream_socket)]},
-        # One expression holds all paths that take the same verbs; it is matched in one pass, whatever its size.
+        # One expression holds all paths that take the same verbs; RE2 matches it in one pass.
         "layered_runtime": {
             "layers": [{"name": "static", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
         },
@@ -68,17 +77,18 @@ def render(options: BootstrapOptions, services: Sequence[ServiceDescriptor]) -> 
 
     Args:
         options: what a deployment chooses.
-        services: the server's gRPC services, in any order; those without ``google.api.http`` are reachable as gRPC.
+        services: the server's gRPC services, in any order; those without HTTP rules are reachable as gRPC.
 
     Raises:
-        ValueError: two RPCs claim the same verb and path, no service has a REST binding, or a metrics port is asked
-            for and no RPC is bound to ``GET /metrics``.
+        ValueError: two RPCs claim the same verb and path, no service has a REST binding, or a metrics port is
+            asked for and no RPC is bound to ``GET /metrics``.
     """
     rest = rest_services(services)
     if not rest:
-        message = "none of the services has a google.api.http rule"
-        raise ValueError(message)
-    return _document(options, [service.full_name for service in rest], bindings(rest), descriptor_set(rest))
+        raise ValueError("none of the services has a google.api.http rule")
+    names = [service.full_name for service in rest]
+    filters = http_filters(options, descriptor_set(rest), names, path_variables(rest))
+    return _document(options, bindings(rest), filters)
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -87,7 +97,7 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def render_golden(services: Sequence[ServiceDescriptor]) -> str:
-    """A reviewable form of the default bootstrap: the descriptor set replaced by the list of REST bindings."""
+    """The default bootstrap for review: a list of REST bindings stands for the descriptor set."""
     options = BootstrapOptions(upstream_socket="/run/headrace/grpc.sock")
     document = render(options, services)
     found = bindings(rest_services(services))
@@ -98,8 +108,9 @@ def render_golden(services: Sequence[ServiceDescriptor]) -> str:
         config = item["typed_config"]
         if "proto_descriptor_bin" in config:
             config["proto_descriptor_bin"] = {"bindings": routes}
-        if "default_source_code" in config:
-            config["default_source_code"] = {"filename": "envoy/filter.lua"}
+        if "extension_config" in config:
+            source = config["extension_config"]["typed_config"]["default_source_code"]
+            source["inline_string"] = f"the text of envoy/{item['name'].removeprefix('headrace.')}.lua"
     return header + yaml.safe_dump(document, sort_keys=False, width=110)
 
 
@@ -107,14 +118,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: print a bootstrap, or write the golden file."""
     parser = argparse.ArgumentParser(prog="python -m headrace.envoy.bootstrap", description=__doc__)
     parser.add_argument("--golden", action="store_true", help="write the golden file of the tests")
-    parser.add_argument("--upstream", help="Unix socket of the gRPC server", default="/run/headrace/grpc.sock")
+    parser.add_argument(
+        "--upstream", help="Unix socket of the gRPC server", default="/run/headrace/grpc.sock"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", type=int, default=8000, help="port of REST and gRPC")
     parsed = parser.parse_args(arguments)
     if parsed.golden:
         GOLDEN.write_text(render_golden(discover()), encoding="utf-8")
         return 0
-    options = BootstrapOptions(upstream_socket=parsed.upstream, host=parsed.host, port=parsed.port)
+    options = BootstrapOptions(
+        upstream_socket=parsed.upstream, listen_host=parsed.host, listen_port=parsed.port
+    )
     sys.stdout.write(to_json(render(options, discover())) + "\n")
     return 0
 

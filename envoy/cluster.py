@@ -16,8 +16,8 @@ _PRIORITIES: Final = ("DEFAULT", "HIGH")
 def _health_check() -> dict[str, Any]:
     """Asks the server once a second.
 
-    One late answer changes nothing, and a server that is out of rotation keeps the requests that it has: only new
-    ones get 503. There is no HTTP/2 ping, because gRPC servers end connections that ping too often.
+    One late answer changes nothing, and a server that is out of rotation keeps the requests that it has: only
+    new ones get 503. There is no HTTP/2 ping, because gRPC servers end connections that ping too often.
     """
     return {
         "timeout": "5s",
@@ -33,14 +33,14 @@ def _health_check() -> dict[str, Any]:
 
 
 def cluster(socket_path: str) -> dict[str, Any]:
-    """The cluster: HTTP/2 on a Unix socket, windows wide enough for large tensors, no limit on what is in flight.
+    """The cluster: HTTP/2 on a Unix socket, windows for large tensors, no limit on what is in flight.
 
     Admission is the server's task; a limit here would answer 503 where the server answers 429.
     """
-    limits = {"max_connections", "max_pending_requests", "max_requests", "max_retries"}
-    thresholds = [
-        {"priority": priority, **{limit: _UNLIMITED for limit in sorted(limits)}} for priority in _PRIORITIES
-    ]
+    limits = dict.fromkeys(
+        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _UNLIMITED
+    )
+    thresholds = [{"priority": priority, **limits} for priority in _PRIORITIES]
     http2 = {
         "max_concurrent_streams": _UNLIMITED,
         "initial_stream_window_size": 16 * 1024 * 1024,
@@ -56,7 +56,9 @@ def cluster(socket_path: str) -> dict[str, Any]:
         "type": "STATIC",
         "connect_timeout": "2s",
         "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol
+        },
         "circuit_breakers": {"thresholds": thresholds},
         "health_checks": [_health_check()],
         # By default Envoy sends requests to an unhealthy host when there is no other.

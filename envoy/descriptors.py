@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 #: Packages below ``headrace`` that hold stubs.
 PROTO_PACKAGES = ("headrace.kserve.v2", "headrace.rest.v1", "headrace.tei.v1", "headrace.v1")
 
-_VARIABLE = re.compile(r"\{[^=}]+(?:=([^}]*))?\}")
+_VARIABLE = re.compile(r"\{([^=}]+)(?:=([^}]*))?\}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,7 +39,7 @@ class Binding:
     @property
     def regex(self) -> str:
         """RE2 expression that matches every path of the template, and nothing else."""
-        literal = _VARIABLE.sub(lambda match: match.group(1) or "*", self.template)
+        literal = _VARIABLE.sub(lambda match: match.group(2) or "*", self.template)
         parts = re.split(r"(\*\*|\*)", literal)
         wild = {"*": "[^/]+", "**": ".+"}
         return "".join(wild.get(part, re.escape(part).replace("/", "/")) for part in parts)
@@ -57,8 +57,7 @@ def _rules(method: MethodDescriptor) -> Iterator[http_pb2.HttpRule]:
 def _verb_and_template(rule: http_pb2.HttpRule) -> tuple[str, str]:
     pattern = rule.WhichOneof("pattern")
     if pattern is None:
-        message = f"an HTTP rule without a verb: {rule}"
-        raise ValueError(message)
+        raise ValueError(f"an HTTP rule without a verb: {rule}")
     if pattern == "custom":
         return rule.custom.kind.upper(), rule.custom.path
     return pattern.upper(), getattr(rule, pattern)
@@ -79,9 +78,26 @@ def bindings(services: Iterable[ServiceDescriptor]) -> tuple[Binding, ...]:
                 binding = Binding(template, verb, rpc, rule.body, method.server_streaming)
                 other = found.setdefault((verb, binding.regex), binding)
                 if other.rpc != rpc:
-                    message = f"{verb} {template} is bound twice: by {other.rpc} and by {rpc}"
-                    raise ValueError(message)
+                    raise ValueError(f"{verb} {template} is bound twice: by {other.rpc} and by {rpc}")
     return tuple(sorted(found.values()))
+
+
+def path_variables(services: Iterable[ServiceDescriptor]) -> tuple[str, ...]:
+    """Request fields that paths fill, sorted: a query parameter of that name has to be ignored.
+
+    A field that some RPC takes from the query (in no path of that RPC, in no body) is not among them.
+    """
+    from_path: set[str] = set()
+    from_query: set[str] = set()
+    for service in services:
+        for method in service.methods:
+            rules = list(_rules(method))
+            names = {name for rule in rules for name, _ in _VARIABLE.findall(_verb_and_template(rule)[1])}
+            from_path |= names
+            if any(rule.body != "*" for rule in rules):
+                bodies = {rule.body for rule in rules}
+                from_query |= {field.name for field in method.input_type.fields} - names - bodies
+    return tuple(sorted(from_path - from_query))
 
 
 def rest_services(services: Iterable[ServiceDescriptor]) -> tuple[ServiceDescriptor, ...]:
@@ -91,7 +107,7 @@ def rest_services(services: Iterable[ServiceDescriptor]) -> tuple[ServiceDescrip
 
 
 def descriptor_set(services: Sequence[ServiceDescriptor]) -> bytes:
-    """Serialized ``FileDescriptorSet`` of the services' files and all that they import, dependencies first."""
+    """Serialized ``FileDescriptorSet`` of the services' files and their imports, dependencies first."""
     files: dict[str, FileDescriptor] = {}
 
     def add(file: FileDescriptor) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from headrace.envoy.local_replies import local_reply_config
 from headrace.envoy.options import BootstrapOptions
 from headrace.envoy.tls import transport_socket
 
-FILTER_SOURCE: Final = Path(__file__).with_name("filter.lua")
-
-#: Request headers that only filter.lua may set; what comes from outside is removed first of all.
+#: Request headers that only request.lua may set; what comes from outside is removed first of all.
 MODEL_HEADER: Final = "x-headrace-model"
 SURFACE_HEADER: Final = "x-headrace-surface"
 
@@ -23,43 +18,19 @@ MAX_HEADERS: Final = 200
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
 
 
-def _filter(kind: str, message: str, **config: Any) -> dict[str, Any]:
-    return {
-        "name": f"envoy.filters.http.{kind}",
-        "typed_config": {"@type": f"{_EXTENSIONS}.filters.http.{kind}.v3.{message}", **config},
-    }
-
-
-def http_filters(options: BootstrapOptions, descriptor_set: bytes, services: Sequence[str]) -> list[dict[str, Any]]:
-    """The filters in request order; answers pass them in reverse, so the script sees what the transcoder made."""
-    return [
-        _filter("cors", "Cors"),
-        _filter("lua", "Lua", default_source_code={"inline_string": FILTER_SOURCE.read_text(encoding="utf-8")}),
-        _filter("grpc_web", "GrpcWeb"),
-        _filter(
-            "grpc_json_transcoder",
-            "GrpcJsonTranscoder",
-            proto_descriptor_bin=base64.b64encode(descriptor_set).decode(),
-            services=list(services),
-            convert_grpc_status=True,
-            ignore_unknown_query_parameters=True,
-            max_request_body_size=options.max_body_bytes,
-            max_response_body_size=options.max_body_bytes,
-            print_options={"always_print_primitive_fields": True, "preserve_proto_field_names": True},
-        ),
-        _filter("router", "Router", suppress_envoy_headers=True),
-    ]
-
-
 def _request_id() -> dict[str, Any]:
-    """A caller's request id is kept to the letter, one is made where there is none, and every answer has it."""
+    """A caller's request id is kept to the letter, a missing one is made, and every answer has it."""
     extension = f"{_EXTENSIONS}.request_id.uuid.v3.UuidRequestIdConfig"
     return {
         "generate_request_id": True,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
         "request_id_extension": {
-            "typed_config": {"@type": extension, "pack_trace_reason": False, "use_request_id_for_trace_sampling": False}
+            "typed_config": {
+                "@type": extension,
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
         },
     }
 
@@ -100,13 +71,14 @@ def _removed_headers(options: BootstrapOptions) -> dict[str, Any]:
 def _connection_manager(
     options: BootstrapOptions, filters: list[dict[str, Any]], routes: dict[str, Any]
 ) -> dict[str, Any]:
-    """HTTP/1.0, 1.1 and 2 with prior knowledge on one port; a request or stream may last as long as it likes."""
+    """HTTP/1.0, 1.1 and 2 (prior knowledge) on one port; a stream may last as long as it likes."""
     return {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "rest",
         "codec_type": "AUTO",
         "server_name": "headrace",
         "use_remote_address": True,
+        "skip_xff_append": True,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
@@ -135,8 +107,8 @@ def listener(
 ) -> dict[str, Any]:
     """A TCP listener.
 
-    The port is not shared: with SO_REUSEPORT a second server on the same port would start without an error and take
-    half of the connections. Probes of the kernel find clients that vanished during a stream of hours.
+    The port is not shared: with SO_REUSEPORT a second server on the same port would start without an error
+    and take half of the connections. Keep-alive probes find clients that vanished during a stream of hours.
     """
     manager = _connection_manager(options, filters, routes)
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}

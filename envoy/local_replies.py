@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -60,23 +59,27 @@ def _status(status: int | None) -> dict[str, Any] | None:
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
-def _families() -> Iterator[tuple[dict[str, Any] | None, Any]]:
-    """(filter, body format by Kind) of each API family, most specific first."""
-    yield (
-        _under("/v1/ai/"),
-        lambda kind: {"code": STATUS, "msg": TEXT, "data": None, "success": False, "request_id": "%REQ(X-REQUEST-ID)%"},
-    )
-    yield (
-        _under("/v1/"),
-        lambda kind: {"error": {"message": TEXT, "type": kind.openai, "param": None, "code": STATUS}},
-    )
-    yield None, lambda kind: {"error": TEXT, "error_type": kind.other}
+def _lindorm(_kind: Kind) -> dict[str, Any]:
+    request_id = "%REQ(X-REQUEST-ID)%"
+    return {"code": STATUS, "msg": TEXT, "data": None, "success": False, "request_id": request_id}
+
+
+def _openai(kind: Kind) -> dict[str, Any]:
+    return {"error": {"message": TEXT, "type": kind.openai, "param": None, "code": STATUS}}
+
+
+def _other(kind: Kind) -> dict[str, Any]:
+    return {"error": TEXT, "error_type": kind.other}
+
+
+#: Path prefix and body of each API family, most specific first.
+FAMILIES: Final = (("/v1/ai/", _lindorm), ("/v1/", _openai), ("/", _other))
 
 
 def _texts(options: BootstrapOptions) -> dict[int | None, str]:
     """Texts of our own where Envoy's names no cause that a caller could act on."""
     return {
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"the request body exceeds the limit of {options.max_body_bytes} bytes",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"the body exceeds the limit of {options.max_body_bytes} bytes",
         HTTPStatus.SERVICE_UNAVAILABLE: "the inference server cannot be reached: no healthy upstream",
     }
 
@@ -92,13 +95,17 @@ def local_reply_config(options: BootstrapOptions) -> dict[str, Any]:
     )
     mappers = [{"filter": native, "body_format_override": {"text_format_source": {"inline_string": TEXT}}}]
     texts = _texts(options)
-    for under, body_of in _families():
+    for prefix, body_of in FAMILIES:
+        under = None if prefix == "/" else _under(prefix)
         for kind in KINDS:
             mapper: dict[str, Any] = {"filter": _all_of(under, _status(kind.status))}
             if kind.status in texts:
                 mapper["body"] = {"inline_string": texts[kind.status]}
             if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
                 mapper["headers_to_add"] = [{"header": {"key": "retry-after", "value": "1"}}]
-            mapper["body_format_override"] = {"json_format": body_of(kind), "content_type": "application/json"}
+            mapper["body_format_override"] = {
+                "json_format": body_of(kind),
+                "content_type": "application/json",
+            }
             mappers.append(mapper)
     return {"mappers": mappers}

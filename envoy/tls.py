@@ -8,7 +8,7 @@ from headrace.envoy.options import TlsOptions
 
 
 def transport_socket(tls: TlsOptions | None) -> dict[str, Any]:
-    """The filter chain's ``transport_socket``; empty for plain text. Envoy reads the files once, when it starts."""
+    """The filter chain's ``transport_socket``; empty for plain text. The files are read once, at start."""
     if tls is None:
         return {}
     certificate: dict[str, Any] = {

@@ -78,7 +78,7 @@ def unpack_bytes(data: bytes | memoryview) -> list[bytes]:
     elements: list[bytes] = []
     position, end = 0, len(view)
     while position < end:
-        if end - position < 4:  # noqa: PLR2004 - the size of the uint32 length
+        if end - position < 4:
             msg = (
                 "incomplete string length indicator, expecting 4 bytes but only "
                 f"{end - position} bytes available"

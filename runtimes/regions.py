@@ -1,9 +1,10 @@
 """Growable shared memory between the server and one worker.
 
-A region is an anonymous memory file (``memfd_create``): it has no name that could be left behind, and its pages
-are freed when both processes have closed it. The server creates one input and one output region per slot and
-the worker inherits the descriptors. Either side may grow a region; the other maps again when it is told of a
-larger size. A slot's regions belong to the batch that holds the slot, so no allocator and no lock are needed.
+A region is an anonymous memory file (``memfd_create``): it has no name that could be left behind, and
+its pages are freed when both processes have closed it. The server creates one input and one output
+region per slot and the worker inherits the descriptors. Either side may grow a region; the other maps
+again when it is told of a larger size. A slot's regions belong to the batch that holds the slot, so no
+allocator and no lock are needed.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def loader(name: str) -> Loader:
         for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
             return cast("Loader", entry.load())
     except ImportError as error:
-        msg = f"runtime '{name}' needs a library that is not installed ({error}); pip install 'headrace[{name}]'"
+        msg = f"runtime '{name}' needs a library that is missing ({error}); pip install 'headrace[{name}]'"
         raise ModelError(msg) from error
     msg = f"unknown runtime '{name}'; expected one of {', '.join(RUNTIMES)}"
     raise ModelError(msg)

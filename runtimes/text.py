@@ -61,6 +61,13 @@ class TextEncoder:
             msg = f"unknown head '{text.head}'; expected embed or classify"
             raise ModelError(msg)
         self._fixed_length = max(self._graph_inputs["input_ids"].shape[-1], 0)
+        self._output_names = (
+            (LOGITS,)
+            if text.head == "classify"
+            else (EMBEDDING, TOKEN_EMBEDDINGS)
+            if self._rank3
+            else (EMBEDDING,)
+        )
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:
@@ -73,13 +80,7 @@ class TextEncoder:
     @property
     def outputs(self) -> Sequence[TensorSpec]:
         """The outputs of the head."""
-        width = self._source.shape[-1]
-        if self._text.head == "classify":
-            return [TensorSpec(LOGITS, "FP32", (-1, width))]
-        specs = [TensorSpec(EMBEDDING, "FP32", (-1, width))]
-        if self._rank3:
-            specs.append(TensorSpec(TOKEN_EMBEDDINGS, "FP32", (-1, width)))
-        return specs
+        return [TensorSpec(name, "FP32", (-1, self._source.shape[-1])) for name in self._output_names]
 
     @property
     def platform(self) -> str:
@@ -97,11 +98,11 @@ class TextEncoder:
             RunCancelledError: the run was cancelled.
             ModelError: the model failed, or gave something else than its specification says.
         """
-        names = tuple(outputs) or tuple(spec.name for spec in self.outputs)
-        known = {spec.name for spec in self.outputs}
-        if unknown := [name for name in names if name not in known]:
-            msg = f"unknown output '{unknown[0]}'; expected one of {', '.join(sorted(known))}"
-            raise InvalidInputError(msg)
+        names = tuple(outputs) or self._output_names
+        for name in names:
+            if name not in self._output_names:
+                msg = f"unknown output '{name}'; expected one of {', '.join(self._output_names)}"
+                raise InvalidInputError(msg)
         batch = _Batch.of(inputs, self._fixed_length)
         try:
             result = self._model.execute(self._feed(batch), (self._source.name,), run)
@@ -152,12 +153,11 @@ class TextEncoder:
         if self._text.pooling == "last":
             pooled: NDArray[Any] = hidden[np.arange(batch.rows), batch.lengths - 1]
             return pooled
-        # Row by row over views: no masked copy of the hidden states, and what the graph computed for the
-        # padding (which may be infinite in half precision) is never read.
-        pooled = np.empty((batch.rows, hidden.shape[2]), np.float32)
-        for row, length in enumerate(batch.lengths.tolist()):
-            np.mean(hidden[row, :length], axis=0, out=pooled[row])
-        return pooled
+        # One pass over the hidden states and no masked copy of them; padding has weight 0. Not matmul, which
+        # would wake the BLAS library's own threads beside those of the runtime.
+        weights = batch.mask / batch.lengths[:, None].astype(np.float32)
+        mean: NDArray[Any] = np.einsum("rt,rtd->rd", weights, hidden)
+        return mean
 
 
 class _Batch:
@@ -228,7 +228,7 @@ def _checked_inputs(specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
     """
     by_name = {spec.name: spec for spec in specs}
     for name, spec in by_name.items():
-        if name not in _GRAPH_INPUTS or spec.datatype not in {"INT64", "INT32"} or len(spec.shape) != 2:  # noqa: PLR2004
+        if name not in _GRAPH_INPUTS or spec.datatype not in {"INT64", "INT32"} or len(spec.shape) != 2:
             msg = (
                 f"graph input '{name}' ({spec.datatype} {list(spec.shape)}) cannot be made from token ids; "
                 f"a text encoder has INT64 or INT32 inputs {', '.join(_GRAPH_INPUTS)} of rank 2"

@@ -1,10 +1,11 @@
 """The worker process: loads one model instance and runs the batches that the server sends it.
 
-Started as ``python -m headrace.runtimes.worker --data-fd N --control-fd M --regions in0,out0,in1,out1`` with
-every descriptor inherited: two stream sockets and, for each slot, the memory files of its inputs and outputs.
+Started as ``python -m headrace.runtimes.worker --data-fd N --control-fd M --regions in0,out0,in1,out1``
+with every descriptor inherited: two stream sockets and, for each slot, the memory files of its inputs
+and outputs.
 
-The main thread does all the work, blocking in ``recv`` between batches, so a batch crosses no thread on its way
-to the native runtime. A daemon thread waits on the control socket for ``wire.Cancel``.
+The main thread does all the work, blocking in ``recv`` between batches, so a batch crosses no thread on its
+way to the native runtime. A daemon thread waits on the control socket for ``wire.Cancel``.
 The process ends with status 0 when the server closes the data socket, and is killed by the kernel when the
 *thread* that started it ends (``PR_SET_PDEATHSIG``): start workers from a thread that lives as long as the
 server. A native crash leaves a traceback on standard error, and the server sees the closed socket.

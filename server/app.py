@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from headrace.envoy.options import BootstrapOptions
 from headrace.server.config import Settings
 from headrace.server.interceptors import Interceptors
-from headrace.server.proxy import EnvoyProcess
+from headrace.server.proxy import EnvoyError, EnvoyProcess
 from headrace.server.repository.factory import RunningModels
 from headrace.server.repository.registry import Repository
 from headrace.server.services import registry
@@ -127,7 +127,7 @@ class App:
         try:
             self.grpc_port = self._server.add_insecure_port(address)
         except RuntimeError:
-            msg = f"cannot listen on {address} for gRPC: is another server running? (--grpc-port chooses another)"
+            msg = f"cannot listen on {address} for gRPC: is another server running? Try another --grpc-port"
             raise StartError(msg) from None
         self._server.add_insecure_port(f"unix:{socket_path}")
         await self._health.live(alive=True)
@@ -139,6 +139,7 @@ class App:
                     upstream_socket=str(socket_path),
                     listen_host=settings.http_host,
                     listen_port=settings.http_port,
+                    metrics_port=settings.metrics_port,
                     max_body_bytes=settings.max_body_bytes,
                     cors_allow_origins=tuple(settings.cors_allow_origins),
                 ),
@@ -146,7 +147,10 @@ class App:
                 runtime_dir=self._runtime_dir / "envoy",
                 on_failure=self._fail,
             )
-            await self._envoy.start()
+            try:
+                await self._envoy.start()
+            except (EnvoyError, ValueError) as error:
+                raise StartError(str(error)) from None
             self.http_port = self._envoy.port
         await self.repository.start()
         self._serving = True
@@ -154,8 +158,8 @@ class App:
         self._changed.set()
         log.info(
             "server ready",
-            grpc=f"{settings.grpc_host}:{self.grpc_port}",
-            rest=f"{settings.http_host}:{self.http_port}" if settings.envoy else None,
+            grpc=f"{_bracketed(settings.grpc_host)}:{self.grpc_port}",
+            rest=f"{_bracketed(settings.http_host)}:{self.http_port}" if settings.envoy else None,
             models=[model.name for model in self.repository.ready_models()],
         )
 

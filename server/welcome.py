@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from headrace.server.config import Settings
     from headrace.server.repository.model import Model
 
-_BODIES = {
-    Task.EMBED: ("embed", """'{"inputs": "What is Deep Learning?"}'"""),
-    Task.CLASSIFY: ("classify", """'{"inputs": "this is good!"}'"""),
-    Task.PREDICT: ("predict", None),
-}
+_EXAMPLES = (
+    (Task.EMBED, "embed", """'{"inputs": "What is Deep Learning?"}'"""),
+    (Task.CLASSIFY, "classify", """'{"inputs": "this is good!"}'"""),
+    (Task.PREDICT, "predict", None),
+)
 
 
 def welcome(settings: Settings, models: Sequence[Model], grpc_port: int, http_port: int) -> str:
@@ -26,9 +26,9 @@ def welcome(settings: Settings, models: Sequence[Model], grpc_port: int, http_po
         return "\n".join(lines) + "\n"
     base = f"http://{settings.http_host}:{http_port}"
     lines += [f"  REST  {base}", "", "  try:", f"    curl {base}/v2/models"]
-    for task, (path, body) in _BODIES.items():
+    for task, path, body in _EXAMPLES:
         model = _example(models, task)
-        if model is not None and len(lines) < 8:  # noqa: PLR2004 - addresses, then three commands
+        if model is not None and len(lines) < 8:
             data = body if body is not None else _zeros(model)
             lines.append(
                 f"    curl {base}/models/{model.name}/proxy/v1/{path}"
@@ -39,7 +39,11 @@ def welcome(settings: Settings, models: Sequence[Model], grpc_port: int, http_po
 
 def _example(models: Sequence[Model], task: Task) -> Model | None:
     """Choose a model of ``task`` that takes what the commands send (text models for texts)."""
-    fitting = [model for model in models if model.task is task and (model.text is not None) == (task is not Task.PREDICT)]
+    fitting = [
+        model
+        for model in models
+        if model.task is task and (model.text is not None) == (task is not Task.PREDICT)
+    ]
     return max(fitting, key=lambda model: model.default, default=None)
 
 

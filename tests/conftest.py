@@ -78,7 +78,7 @@ def demo_repository() -> Path:
 @pytest.fixture(scope="session")
 def identity_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models for datatypes, versions, batching and cancellation, built for this session."""
-    from headrace.runtimes.convert.identity import identity_models  # noqa: PLC0415
+    from headrace.runtimes.convert.identity import identity_models
 
     folder = tmp_path_factory.mktemp("identity")
     identity_models(folder)

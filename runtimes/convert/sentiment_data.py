@@ -25,7 +25,7 @@ def load(source: Path, per_file: int, *, seed: int = 0) -> tuple[list[str], list
     texts: list[str] = []
     labels: list[int] = []
     for name in FILES:
-        lines = from_tar(inner, f"{name}_GroundTruth.txt").decode("utf-8", errors="replace").splitlines()
+        lines = from_tar(inner, f"{name}_GroundTruth.txt").decode("utf-8", errors="replace").split("\n")
         rows = [fields for line in lines if len(fields := line.split("\t")) == 3 and fields[2].strip()]  # noqa: PLR2004
         random.Random(seed).shuffle(rows)
         for _, rating, text in rows[:per_file]:

@@ -12,7 +12,7 @@ CANDIDATES: Final = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "o
 
 
 def find_model(path: Path) -> Path:
-    """Return the model file of ``path``: itself when it is a file, else one of ``CANDIDATES``, else the only one.
+    """Return the model file of ``path``: itself if a file, else one of ``CANDIDATES``, else the only one.
 
     A folder named ``model.onnx`` holds the model and its external data, as Triton allows.
 

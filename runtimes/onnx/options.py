@@ -31,6 +31,7 @@ _SWITCHES: Final = MappingProxyType(
         "enable_mem_reuse": "enable_mem_reuse",
     }
 )
+_SPINNING: Final = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _ERRORS_ONLY: Final = 3
@@ -62,11 +63,10 @@ def session_options(options: Mapping[str, str], threads: int) -> ort.SessionOpti
     for name, attribute in _SWITCHES.items():
         if name in options:
             setattr(built, attribute, _choice(options, name, {"0": False, "1": True}, "1"))
-    built.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    built.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    for name, value in options.items():
-        if name.startswith("session."):
-            built.add_session_config_entry(name, value)
+    entries = dict.fromkeys(_SPINNING, "0")
+    entries.update((name, value) for name, value in options.items() if name.startswith("session."))
+    for name, value in entries.items():
+        built.add_session_config_entry(name, value)
     return built
 
 
@@ -102,7 +102,7 @@ def _count(options: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, Any], default: str) -> Any:  # noqa: ANN401
+def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, Any], default: str) -> Any:
     """Read one of a few values."""
     text = options.get(name, default).strip()
     if text not in choices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -123,15 +124,12 @@ def _graph_specs(program: torch.export.ExportedProgram) -> tuple[list[TensorSpec
 
 
 def _argument_names(program: torch.export.ExportedProgram, graph_names: list[str]) -> list[str]:
-    """Return the inputs' names as ``forward`` spells them: the graph's own are lower case."""
-    spec = program.call_spec.in_spec
-    original = program.graph._codegen  # noqa: SLF001 - the one place that keeps the argument names
-    names = list(getattr(getattr(original, "pytree_info", None), "orig_args", ()) or ())
-    if not names:
-        codegen = program.module(check_guards=False).graph._codegen  # noqa: SLF001 - as above
-        names = list(getattr(getattr(codegen, "pytree_info", None), "orig_args", ()) or ())
-    flat = spec is not None and len(names) == len(graph_names)
-    return names if flat else graph_names
+    """Return the inputs' names as ``forward`` spells them; the graph's own are in lower case.
+
+    Arguments that hold several tensors have only the graph's names.
+    """
+    names = list(inspect.signature(program.module().forward).parameters)
+    return names if len(names) == len(graph_names) else graph_names
 
 
 def _result_names(program: torch.export.ExportedProgram, count: int) -> list[str]:

@@ -36,8 +36,8 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = options.device(instance)
     dtype = options.dtype(instance.options) or torch.float32
     try:
@@ -99,7 +99,7 @@ def _serve(
     def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return {output.name: called(**tensors, return_dict=True)[output.name]}
 
-    model = TorchModel(call, inputs, [output], instance, device, _limits(module, config))
+    model = TorchModel(call, inputs, [output], instance, device, check=_limits(module, config))
     return prepare(model, instance.options)
 
 

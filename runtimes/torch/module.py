@@ -36,6 +36,7 @@ class TorchModel:
         outputs: Sequence[TensorSpec],
         instance: InstanceSpec,
         device: torch.device,
+        *,
         check: Callable[[Mapping[str, NDArray[Any]]], None] | None = None,
     ) -> None:
         """Serve ``call``; ``check`` raises InvalidInputError for values that the module must not see."""

@@ -91,22 +91,22 @@ def device(instance: InstanceSpec) -> torch.device:
 
 
 def positions(names: Sequence[str], arguments: Sequence[str]) -> list[int]:
-    """Say which argument each declared name means.
+    """Say which argument (or result) each declared name means.
 
-    As Triton has it: by the argument's own name, else by the number after a double underscore (``INPUT__0``),
-    else by the order of declaration.
+    As Triton has it: by its own name, else by the number after a double underscore (``INPUT__0``), else
+    by the order of declaration.
 
     Raises:
-        ModelError: the numbers do not count the arguments, or there are more names than arguments.
+        ModelError: two names mean the same argument, or one means none.
     """
     if set(names) <= set(arguments):
         return [arguments.index(name) for name in names]
     numbers = [name.rpartition("__")[2] for name in names]
     if all("__" in name for name in names) and all(number.isdecimal() for number in numbers):
-        indices = [int(number) for number in numbers]
+        places = [int(number) for number in numbers]
     else:
-        indices = list(range(len(names)))
-    if arguments and sorted(indices) != list(range(len(arguments))):
-        msg = f"{', '.join(names)} do not match what the model has: {', '.join(arguments)}"
+        places = list(range(len(names)))
+    if len(set(places)) < len(places) or max(places, default=-1) >= len(arguments):
+        msg = f"declared are {', '.join(names)}, but the model has {', '.join(arguments) or 'none'}"
         raise ModelError(msg)
-    return indices
+    return places

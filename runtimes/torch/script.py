@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ def load(file: Path, instance: InstanceSpec) -> TorchModel:
     """
     device = options.device(instance)
     try:
-        module: Any = torch.jit.load(str(file), map_location=device)
+        with warnings.catch_warnings():
+            # Torch advises torch.export, which does nothing for the files that exist.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module: Any = torch.jit.load(str(file), map_location=device)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         msg = f"'{file.name}' is not a TorchScript file (write it with torch.jit.save): {last_line(error)}"
         raise ModelError(msg) from error
@@ -39,29 +43,29 @@ def load(file: Path, instance: InstanceSpec) -> TorchModel:
     outputs = options.declared(instance.options, "outputs")
     if not inputs or not outputs:
         msg = (
-            f"'{file.name}' does not say its datatypes and shapes, as TorchScript has none: declare input and "
-            f"output in config.pbtxt (forward takes {', '.join(arguments) or 'nothing'})"
+            f"'{file.name}' is TorchScript, which has no datatypes and shapes: declare input and output in "
+            f"config.pbtxt (forward takes {', '.join(arguments) or 'nothing'})"
         )
         raise ModelError(msg)
-    given = arguments if len(inputs) > len(required) else required
-    places = options.positions([spec.name for spec in inputs], given)
-    ordered = [spec.name for _, spec in sorted(zip(places, inputs, strict=True), key=lambda pair: pair[0])]
+    places = options.positions([spec.name for spec in inputs], arguments)
+    argument_of = {spec.name: arguments[place] for spec, place in zip(inputs, places, strict=True)}
+    if absent := [name for name in required if name not in argument_of.values()]:
+        msg = f"no input is declared for argument {', '.join(absent)} of forward"
+        raise ModelError(msg)
     called = compiled(module, instance.options)
 
     def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        return _named(called(*(tensors[name] for name in ordered)), outputs)
+        return _named(called(**{argument_of[name]: tensor for name, tensor in tensors.items()}), outputs)
 
     return prepare(TorchModel(call, inputs, outputs, instance, device), instance.options)
 
 
-def _named(result: object, outputs: Sequence[TensorSpec]) -> Mapping[str, torch.Tensor]:
-    """Give the results of a call the declared names."""
+def _named(result: Any, outputs: Sequence[TensorSpec]) -> Mapping[str, torch.Tensor]:
+    """Give the results of a call the declared names; a dict of tensors has its own."""
     if isinstance(result, dict):
-        return result
+        named: dict[str, torch.Tensor] = result
+        return named
     results = list(result) if isinstance(result, tuple | list) else [result]
     names = [spec.name for spec in outputs]
-    places = options.positions(names, ())
-    if max(places, default=-1) >= len(results):
-        msg = f"the module returned {len(results)} tensors, but {', '.join(names)} are declared"
-        raise ModelError(msg)
+    places = options.positions(names, [f"result {number}" for number in range(len(results))])
     return {name: results[place] for name, place in zip(names, places, strict=True)}

@@ -50,7 +50,9 @@ def parse_json(text: str) -> ModelConfig:
         InvalidArgumentError: it is not JSON, or not a model configuration.
     """
     if not text.lstrip().startswith("{"):
-        raise InvalidArgumentError("Invalid config override: expected a JSON object with the fields of ModelConfig")
+        raise InvalidArgumentError(
+            "Invalid config override: expected a JSON object with the fields of ModelConfig"
+        )
     try:
         parsed: ModelConfig = json_format.Parse(text, ModelConfig(), max_recursion_depth=_JSON_DEPTH)
     except (json_format.ParseError, RecursionError) as error:

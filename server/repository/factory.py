@@ -98,7 +98,9 @@ class RunningModels:
         """Let the model's admitted requests finish, then end its workers."""
         group = self._groups.pop(model)
         await model.batcher.drain(
-            ModelNotReadyError(f"Request for unknown model: '{model.name}' is being unloaded", model=model.name)
+            ModelNotReadyError(
+                f"Request for unknown model: '{model.name}' is being unloaded", model=model.name
+            )
         )
         await group.stop()
 

@@ -1,8 +1,8 @@
 """Where models lie: repositories of model folders, and the versions in one.
 
-A folder ``<repository>/<model>/`` is Triton's (``config.pbtxt`` and integer version folders) or holds the model's
-files itself, as a Hugging Face download does; that is version 1. The real path of whatever is used lies in one
-of the repositories: a link that leads out of all of them is refused.
+A folder ``<repository>/<model>/`` is Triton's (``config.pbtxt`` and integer version folders) or holds the
+model's files itself, as a Hugging Face download does; that is version 1. The real path of whatever is used
+lies in one of the repositories: a link that leads out of all of them is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,23 @@ from pathlib import Path
 from typing import Final
 
 from headrace.server.errors import LoadFailedError, ModelNotFoundError
-from headrace.server.repository.names import is_inside, is_model_name, lies_in, version_of_folder
+from headrace.server.repository.names import (
+    check_model_name,
+    is_inside,
+    is_model_name,
+    lies_in,
+    version_of_folder,
+)
 
 CONFIG_FILE: Final = "config.pbtxt"
-_MODEL_FILES: Final = ("config.json", "model.onnx", "onnx/model.onnx", "model.pt", "model.pt2", "model.safetensors")
+_MODEL_FILES: Final = (
+    "config.json",
+    "model.onnx",
+    "onnx/model.onnx",
+    "model.pt",
+    "model.pt2",
+    "model.safetensors",
+)
 _LISTED: Final = 12
 """Names that a message lists at most."""
 
@@ -76,20 +89,36 @@ def model_names(roots: Sequence[Path]) -> list[str]:
     for root in roots:
         try:
             with os.scandir(root) as entries:
-                found = sorted(entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir())
+                found = sorted(
+                    entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir()
+                )
         except OSError:
             continue  # a repository that is missing has no models; `open_model` says so for each name asked
         names |= dict.fromkeys(found)
     return list(names)
 
 
+def has_model(name: str, roots: Sequence[Path]) -> bool:
+    """Whether a repository has a folder of this checked name."""
+    return any((root / name).is_dir() for root in roots)
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a folder is itself a model's, not a repository of such folders."""
+    if (path / CONFIG_FILE).exists() or _has_files(path):
+        return True
+    return any(version_of_folder(entry.name) and entry.is_dir() for entry in path.iterdir())
+
+
 def open_model(name: str, roots: Sequence[Path]) -> ModelFolder:
-    """Look for the folder of model ``name``, a checked name.
+    """Look for the folder of model ``name``.
 
     Raises:
+        InvalidArgumentError: the name cannot be one of a model.
         ModelNotFoundError: no repository has it.
         LoadFailedError: several have it, it lies out of the repositories, or it has no versions.
     """
+    check_model_name(name)
     found = [root for root in roots if (root / name).is_dir()]
     if not found:
         raise ModelNotFoundError(
@@ -99,8 +128,8 @@ def open_model(name: str, roots: Sequence[Path]) -> ModelFolder:
         )
     if len(found) > 1:
         raise LoadFailedError(
-            f"model '{name}' is in more than one repository: {_listed([f'{root.name}/{name}' for root in found])}; "
-            "rename or remove all but one",
+            f"model '{name}' is in more than one repository: "
+            f"{_listed([f'{root.name}/{name}' for root in found])}; rename or remove all but one",
             model=name,
         )
     resolved = [root.resolve() for root in roots]
@@ -127,19 +156,23 @@ def _versions(path: Path, roots: list[Path]) -> dict[int, Path]:
             continue
         if not lies_in(entry, roots):
             raise LoadFailedError(
-                f"{path.name}/{entry.name}: the version folder is a link that leads out of the model repositories",
+                f"{path.name}/{entry.name}: the version folder is a link that leads out of the repositories",
                 model=path.name,
             )
         found[number] = entry
     if found:
         return dict(sorted(found.items()))
-    if any((path / name).exists() for name in _MODEL_FILES):
+    if _has_files(path):
         return {1: path}
     raise LoadFailedError(
         f"{path.name}: the model has no version folder (named by an integer such as '1') and no model file "
         f"such as {', '.join(_MODEL_FILES)}; the folder has {contents(path)}",
         model=path.name,
     )
+
+
+def _has_files(path: Path) -> bool:
+    return any((path / name).exists() for name in _MODEL_FILES)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenizers import Tokenizer
 
@@ -46,7 +46,7 @@ class ModelTensor:
         dims: shape without the batch dimension; -1 varies.
         optional: an input that a request may leave out.
         labels: class names of an output, by index; empty when it has none.
-        reshape: what the model itself has in place of ``dims`` (same element count); None when they agree.
+        reshape: what the model itself has in place of ``dims``, with as many elements; None when they agree.
     """
 
     name: str
@@ -55,6 +55,29 @@ class ModelTensor:
     optional: bool = False
     labels: tuple[str, ...] = ()
     reshape: tuple[int, ...] | None = None
+
+    def model_shape(self, shape: Sequence[int], *, batching: bool) -> tuple[int, ...]:
+        """Return the shape that the model takes for an input that a caller gave as ``shape`` (checked)."""
+        return _reshaped(shape, self.dims, self.reshape, batching=batching)
+
+    def caller_shape(self, shape: Sequence[int], *, batching: bool) -> tuple[int, ...]:
+        """Return the shape that callers see for an output that the model gave as ``shape``."""
+        if self.reshape is None:
+            return tuple(shape)
+        return _reshaped(shape, self.reshape, self.dims, batching=batching)
+
+
+def _reshaped(
+    shape: Sequence[int], old: tuple[int, ...], new: tuple[int, ...] | None, *, batching: bool
+) -> tuple[int, ...]:
+    """Put ``new`` in place of ``old``: the n-th varying dimension keeps its size, the batch stays first."""
+    if new is None:
+        return tuple(shape)
+    batch, own = (shape[:1], shape[1:]) if batching else ((), shape)
+    if len(own) != len(old):
+        return tuple(shape)
+    sizes = iter([size for size, dim in zip(own, old, strict=True) if dim == -1])
+    return (*batch, *(next(sizes) if dim == -1 else dim for dim in new))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +107,9 @@ class TextSettings:
 class Model:
     """One loaded version of one model.
 
-    ``inputs`` and ``outputs`` are what the configuration (completed from the file) promises to callers. A text
-    model's are ``text`` → ``embedding`` or ``scores``; then ``text`` is set and the batcher takes token ids.
+    ``inputs`` and ``outputs`` are what the configuration (completed from the file) promises to callers. Those
+    of a text model are ``text`` → ``embedding`` or ``scores``; then ``text`` is set and the batcher takes
+    token ids.
     """
 
     name: str
@@ -101,7 +125,6 @@ class Model:
     text: TextSettings | None = None
     dimensions: int = 0  # width of an embedding; 0 when the model has none
     default: bool = False  # marked as the default model of its task
-    split_oversize: bool = False  # a request above ``max_batch_size`` is split instead of refused
 
     @property
     def batching(self) -> bool:

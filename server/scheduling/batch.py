@@ -48,7 +48,7 @@ class Batch:
 
 
 def layout(parts: Sequence[Part]) -> tuple[tuple[Tensor, ...], int]:
-    """Plan where each joined input lies in the batch's block; returns the tensors and the block's size in bytes."""
+    """Plan where each joined input lies in the batch's block; returns the tensors and its size in bytes."""
     tensors: list[Tensor] = []
     position = 0
     for column, first in enumerate(parts[0].inputs):

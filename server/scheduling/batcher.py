@@ -80,9 +80,7 @@ class Batcher:
         """Requests that have been admitted and not answered."""
         return self._requests
 
-    async def run(
-        self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0
-    ) -> list[PartResult]:
+    async def run(self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0) -> list[PartResult]:
         """Execute the parts of one request and return their results in order.
 
         Args:
@@ -185,9 +183,7 @@ class Batcher:
 
     # The queue.
 
-    def _admit(
-        self, parts: Sequence[Part], pending: Pending, level: int, timeout_us: int, now: int
-    ) -> None:
+    def _admit(self, parts: Sequence[Part], pending: Pending, level: int, timeout_us: int, now: int) -> None:
         if self._closed is not None:
             raise self._closed
         for index, part in enumerate(parts):

@@ -1,8 +1,8 @@
 """Which of the waiting parts make the next batch.
 
 Tensors: parts of the oldest part's key, in order of arrival, up to the row limit. Texts: a window of like
-lengths around the oldest part, because on a CPU padding is the first waste (a batch padded to its longest text
-costs several times the work); the oldest part is always in it, so nothing starves.
+lengths around the oldest part, because on a CPU padding is the first waste (a batch padded to its longest
+text costs several times the work); the oldest part is always in it, so nothing starves.
 """
 
 from __future__ import annotations

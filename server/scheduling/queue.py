@@ -1,4 +1,4 @@
-"""The parts that wait, by priority level, in order of arrival; removal of any part is one dictionary delete."""
+"""The parts that wait, by priority level, in order of arrival; removing any is one dictionary delete."""
 
 from __future__ import annotations
 

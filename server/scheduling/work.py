@@ -1,7 +1,8 @@
 """What the scheduler moves: parts of requests, and the pending answers they belong to.
 
-A request is one or more parts (a client batch of 32 texts is 32 parts; a tensor request is one). Parts wait,
-are put into batches with parts of other requests, and come back one by one; :class:`Pending` joins them again.
+A request is one or more parts (a client batch of 32 texts is 32 parts; a tensor request is one). Parts
+wait, are put into batches with parts of other requests, and come back one by one; :class:`Pending` joins
+them again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Part:
     """
 
     __slots__ = (
-        "batch", "enqueued_ns", "index", "inputs", "key", "level", "outputs", "pending", "rows", "timer", "tokens",
+        "batch", "enqueued_ns", "index", "inputs", "key", "level", "outputs", "pending", "rows", "timer",
+        "tokens",
     )  # fmt: skip
 
     def __init__(

@@ -30,10 +30,12 @@ class Call:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Request headers (gRPC metadata) by lower-case name; text ones only, the last of equal names wins."""
+        """Request headers (gRPC metadata) by lower-case name; text only, the last of equal names wins."""
         if self._headers is None:
             self._headers = {
-                key: value for key, value in self.context.invocation_metadata() or () if isinstance(value, str)
+                key: value
+                for key, value in self.context.invocation_metadata() or ()
+                if isinstance(value, str)
             }
         return self._headers
 

@@ -28,18 +28,18 @@ class OpsService:
         self._metrics = metrics
         self._serving = serving
 
-    async def Health(self, request: Message, call: Call) -> HttpReply:  # noqa: ARG002, N802 - RPC name
+    async def Health(self, request: Message, call: Call) -> HttpReply:
         """Answer 200 with an empty body while the server takes requests, else 503."""
         if self._serving():
             return HttpReply(b"", content_type="text/plain")
         msg = "unhealthy"
         raise ServerDrainingError(msg)
 
-    async def Metrics(self, request: Message, call: Call) -> HttpReply:  # noqa: ARG002, N802
+    async def Metrics(self, request: Message, call: Call) -> HttpReply:
         """Answer the Prometheus text exposition."""
         return HttpReply(self._metrics.render(), content_type=CONTENT_TYPE)
 
-    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:  # noqa: ARG002
+    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
         """Answer in the shape that TGI's and TEI's health probes have."""
         body = orjson.dumps({"error": error.message, "error_type": "healthcheck"})
         return HttpReply(body, status=status_of(error).http)

@@ -81,7 +81,7 @@ SERVICES: Final = (
     Registration(
         "headrace",
         prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"],
-        lambda d: PredictionService(d.repository),
+        lambda d: PredictionService(d.repository, d.tokenizing),
     ),
     Registration(
         "kserve-rest",
@@ -131,7 +131,7 @@ def _handler(
     protocol: str,
     method: MethodDescriptor,
     implementation: Callable[..., Any],
-    service: Any,  # noqa: ANN401 - any service class
+    service: Any,
     interceptors: Interceptors,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """Choose the wrapper and the grpc handler for a method's kind."""

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.server.errors import InvalidArgumentError, TaskNotSupportedError
+from headrace.server.errors import InvalidArgumentError
 from headrace.server.repository.model import Task
+from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.text_encoding import Direction, Text
-from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, softmax
+from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, softmax, text_settings
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
     from headrace.server.tasks.text_models import TextRun
     from headrace.server.tasks.tokenization import Tokenizing
-
-INLINE_BYTES: Final = 16 * 1024
-"""Logits up to this many bytes are scored and sorted on the event loop (some 0.2 ms), more in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +68,26 @@ async def classify(
     """Classify ``inputs`` (at least one) as the parts of one request.
 
     Scores are independent probabilities (sigmoid) when the model is multi-label or has one label only, else
-    probabilities that sum to 1 (softmax); with ``raw_scores`` they are the logits. Equal scores keep the order
-    of the model's output.
+    probabilities that sum to 1 (softmax); with ``raw_scores`` they are the logits. Equal scores keep the
+    order of the model's output.
 
     Raises:
         TaskNotSupportedError: the model does not classify.
         InvalidArgumentError: ``top_k`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    settings = model.text
-    if model.task not in (Task.CLASSIFY, Task.RERANK) or settings is None:
-        msg = f"model '{model.name}' is not a classifier model, its task is {model.task.value}"
-        raise TaskNotSupportedError(msg, model=model.name, task=model.task.value)
+    settings = text_settings(model, model.task in (Task.CLASSIFY, Task.RERANK), "a classifier model")
     if options.top_k is not None and options.top_k < 1:
-        msg = f"`top_k` is {options.top_k}, expected at least 1"
-        raise InvalidArgumentError(msg, field="top_k", value=str(options.top_k))
+        raise InvalidArgumentError(
+            f"`top_k` is {options.top_k}, expected at least 1", field="top_k", value=str(options.top_k)
+        )
     run = await run_texts(
         tokenizing, model, inputs, "logits", truncate=options.truncate, direction=options.direction
     )
-    score = partial(_score, multi_label=settings.multi_label, raw=options.raw_scores, top_k=options.top_k)
-    if sum(map(len, run.data)) > INLINE_BYTES:
-        order, scores = await tokenizing.run(score, run)
-    else:
-        order, scores = score(run)
+    order, scores = await call_by_size(
+        tokenizing, run.size, _score, run,
+        multi_label=settings.multi_label, raw=options.raw_scores, top_k=options.top_k,
+    )  # fmt: skip
     unnamed = range(len(settings.labels), max(len(data) // 4 for data in run.data))
     labels = settings.labels + tuple(f"LABEL_{index}" for index in unnamed)
     return Classifications(order, scores, labels, run.token_counts, run.timings)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.server.errors import InvalidArgumentError, TaskNotSupportedError
+from headrace.server.errors import InvalidArgumentError
 from headrace.server.repository.model import Task
+from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.text_encoding import Direction, Text, resolve_prompt
-from headrace.server.tasks.text_models import Timings, run_texts
+from headrace.server.tasks.text_models import Timings, run_texts, text_settings
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
     from headrace.server.tasks.text_models import TextRun
     from headrace.server.tasks.tokenization import Tokenizing
-
-INLINE_BYTES: Final = 256 * 1024
-"""Vectors up to this many bytes (some 0.1 ms of arithmetic) are finished on the event loop, more in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,7 @@ async def embed(
         InvalidArgumentError: impossible dimensions, an unknown prompt, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    settings = model.text
-    if model.task is not Task.EMBED or settings is None:
-        msg = f"model '{model.name}' is not an embedding model, its task is {model.task.value}"
-        raise TaskNotSupportedError(msg, model=model.name, task=model.task.value)
+    settings = text_settings(model, model.task is Task.EMBED, "an embedding model")
     dimensions = _dimensions(model, options.dimensions)
     prompt = resolve_prompt(settings, options.prompt_name)
     run = await run_texts(
@@ -72,10 +67,7 @@ async def embed(
         truncate=options.truncate, direction=options.direction, prompt=prompt,
     )  # fmt: skip
     normalize = settings.normalize if options.normalize is None else options.normalize
-    if sum(map(len, run.data)) > INLINE_BYTES:
-        vectors = await tokenizing.run(_vectors, run, dimensions, normalize=normalize)
-    else:
-        vectors = _vectors(run, dimensions, normalize=normalize)
+    vectors = await call_by_size(tokenizing, run.size, _vectors, run, dimensions, normalize=normalize)
     return Embeddings(vectors, run.token_counts, run.timings)
 
 
@@ -83,8 +75,7 @@ def _dimensions(model: Model, wanted: int | None) -> int | None:
     if wanted is None:
         return None
     if wanted < 1:
-        msg = "`dimensions` should be positive"
-        raise InvalidArgumentError(msg, field="dimensions", value=str(wanted))
+        raise InvalidArgumentError("`dimensions` should be positive", field="dimensions", value=str(wanted))
     if wanted > model.dimensions > 0:
         msg = (
             "`dimensions` should be smaller than the maximum embedding dimension. "

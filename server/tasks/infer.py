@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from headrace.runtimes.datatypes import BYTES
 from headrace.server.errors import ExecutionFailedError, QueueFullError
 from headrace.server.scheduling.work import Part, PartInput, PartResult
+from headrace.server.tasks.infer_names import request_prefix
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
 from headrace.server.tasks.infer_text import infer_text
-from headrace.server.tasks.infer_validation import Checked, request_prefix, validate
+from headrace.server.tasks.infer_validation import Checked, validate
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.tensors import InferResponse, OutputTensor
 from headrace.server.tasks.top_classes import top_classes
@@ -69,9 +70,7 @@ def _requested(model: Model, request: InferRequest) -> Sequence[ModelTensor]:
     return [by_name[output.name] for output in request.outputs]
 
 
-async def _run(
-    tokenizing: Tokenizing, model: Model, request: InferRequest, checked: Checked
-) -> PartResult:
+async def _run(tokenizing: Tokenizing, model: Model, request: InferRequest, checked: Checked) -> PartResult:
     if model.text is not None:
         return await infer_text(tokenizing, model, checked.inputs[model.inputs[0].name])
     inputs = [

@@ -50,4 +50,7 @@ def _cut(tensor: PartInput, counts: Sequence[int]) -> list[PartInput]:
         for count in counts:
             pieces.append(view[start : start + count * stride])
             start += count * stride
-    return [PartInput(name, datatype, (count, *shape[1:]), piece) for count, piece in zip(counts, pieces, strict=True)]
+    return [
+        PartInput(name, datatype, (count, *shape[1:]), piece)
+        for count, piece in zip(counts, pieces, strict=True)
+    ]

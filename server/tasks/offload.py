@@ -16,9 +16,13 @@ Result = TypeVar("Result")
 
 
 async def call_by_size(
-    tokenizing: Tokenizing, size: int, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    tokenizing: Tokenizing,
+    size: int,
+    function: Callable[Given, Result],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
 ) -> Result:
-    """Call ``function`` at once when it works on ``size`` ≤ ``INLINE_BYTES`` bytes, else in a tokeniser thread."""
+    """Call ``function`` at once for ``size`` ≤ ``INLINE_BYTES`` bytes of work, else in a tokeniser thread."""
     if size <= INLINE_BYTES:
         return function(*args, **kwargs)
     return await tokenizing.run(function, *args, **kwargs)

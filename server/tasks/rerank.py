@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.server.errors import InputEmptyError, InvalidArgumentError, TaskNotSupportedError
+from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.embed import unit_rows
 from headrace.server.tasks.text_encoding import Direction
-from headrace.server.tasks.text_models import TextRun, Timings, run_texts, sigmoid
+from headrace.server.tasks.text_models import TextRun, Timings, run_texts, sigmoid, text_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,7 +58,7 @@ async def rerank(
     A cross-encoder (task ``rerank``, or ``classify`` with a single label) reads query and text together; its
     score is the sigmoid of its logit, with ``raw_scores`` the logit. An embedding model ranks by late
     interaction, see :func:`late_interaction`; its raw score in [-1, 1] is cut at 0 unless ``raw_scores``.
-    Either way everything runs as the parts of one request, and the query is encoded once for late interaction.
+    Either way everything runs as the parts of one request; late interaction encodes the query once.
 
     Raises:
         TaskNotSupportedError: the model cannot rank.
@@ -66,22 +66,17 @@ async def rerank(
         InvalidArgumentError: ``top_n`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    settings = model.text
-    cross = model.task is Task.RERANK or (
-        model.task is Task.CLASSIFY and settings is not None and len(settings.labels) == 1
-    )
-    if settings is None or not (cross or model.task is Task.EMBED):
-        msg = f"model '{model.name}' is not a re-ranker model, its task is {model.task.value}"
-        raise TaskNotSupportedError(msg, model=model.name, task=model.task.value)
+    one_label = model.text is not None and len(model.text.labels) == 1
+    cross = model.task is Task.RERANK or (model.task is Task.CLASSIFY and one_label)
+    settings = text_settings(model, cross or model.task is Task.EMBED, "a re-ranker model")
     if not query:
-        msg = "`query` cannot be empty"
-        raise InputEmptyError(msg, field="query")
+        raise InputEmptyError("`query` cannot be empty", field="query")
     if not texts:
-        msg = "`texts` cannot be empty"
-        raise InputEmptyError(msg, field="texts")
+        raise InputEmptyError("`texts` cannot be empty", field="texts")
     if options.top_n is not None and options.top_n < 1:
-        msg = f"`top_n` is {options.top_n}, expected at least 1"
-        raise InvalidArgumentError(msg, field="top_n", value=str(options.top_n))
+        raise InvalidArgumentError(
+            f"`top_n` is {options.top_n}, expected at least 1", field="top_n", value=str(options.top_n)
+        )
     if cross:
         run = await run_texts(
             tokenizing, model, [(query, text) for text in texts], "logits",

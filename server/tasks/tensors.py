@@ -1,8 +1,8 @@
 """Wire-free tensor requests and responses: what every family's codec decodes to and encodes from.
 
-``data`` is always the raw form: little-endian, row-major, no padding, ``BOOL`` one byte per element, ``BYTES``
-each element as a little-endian uint32 length and its bytes. Raw in, raw out: nothing on the way to the runtime
-converts it.
+``data`` is always the raw form: little-endian, row-major, no padding, ``BOOL`` one byte per element,
+``BYTES`` each element as a little-endian uint32 length and its bytes. Raw in, raw out: nothing on the way to
+the runtime converts it.
 """
 
 from __future__ import annotations

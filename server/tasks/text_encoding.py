@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import TextSettings
 
 Text = str | tuple[str, str] | list[int]
-"""One input: a text, a pair of texts that the model reads together, or token ids of the model's vocabulary."""
+"""One input: a text, a pair of texts that the model reads together, or token ids of its vocabulary."""
 
 Cuttable = TypeVar("Cuttable", str, list[int])
 
 CHARACTERS_PER_TOKEN: Final = 250
-"""Texts of more than ``max_tokens`` × this many characters are cut or refused before they are tokenised."""
+"""A text of more than ``max_tokens`` times this many characters is cut or refused before it is tokenised."""
 
 
 class Direction(StrEnum):
@@ -77,8 +77,9 @@ def resolve_prompt(settings: TextSettings, name: str | None) -> str:
         reason = f"it was not found in the Sentence Transformers prompts. Available prompts: [{known}]"
     else:
         reason = "no prompts were found in the Sentence Transformers configuration"
-    msg = f"`default-prompt-name` is set to `{name}` but {reason}"
-    raise InvalidArgumentError(msg, field="prompt_name", value=name)
+    raise InvalidArgumentError(
+        f"`default-prompt-name` is set to `{name}` but {reason}", field="prompt_name", value=name
+    )
 
 
 def encode_group(requests: Sequence[EncodeRequest]) -> list[list[Tokens] | HeadraceError]:
@@ -115,8 +116,7 @@ def encode_group(requests: Sequence[EncodeRequest]) -> list[list[Tokens] | Headr
 def _prepare(request: EncodeRequest, index: int, text: Text) -> tuple[str | tuple[str, str], bool]:
     """Return what the tokenizer is to encode, and whether it adds special tokens."""
     if not text or (isinstance(text, tuple) and not any(text)):
-        msg = "`inputs` cannot be empty"
-        raise InputEmptyError(msg, field="inputs", index=str(index))
+        raise InputEmptyError("`inputs` cannot be empty", field="inputs", index=str(index))
     if isinstance(text, tuple):
         return (_fit(request, index, text[0]), _fit(request, index, text[1])), True
     if isinstance(text, str):
@@ -135,8 +135,12 @@ def _check_ids(tokenizer: Tokenizer, index: int, ids: list[int]) -> None:
     size = tokenizer.get_vocab_size()
     for token in ids:
         if not 0 <= token < size and (token < 0 or token >= 1 << 32 or tokenizer.id_to_token(token) is None):
-            msg = f"token id {token} is out of vocabulary, expected 0 to {size - 1}"
-            raise InvalidArgumentError(msg, field="inputs", index=str(index), value=str(token))
+            raise InvalidArgumentError(
+                f"token id {token} is out of vocabulary, expected 0 to {size - 1}",
+                field="inputs",
+                index=str(index),
+                value=str(token),
+            )
 
 
 def _fit(request: EncodeRequest, index: int, text: Cuttable) -> Cuttable:
@@ -145,8 +149,12 @@ def _fit(request: EncodeRequest, index: int, text: Cuttable) -> Cuttable:
     if len(text) <= limit:
         return text
     if not request.truncate:
-        msg = f"`inputs` must have less than {limit} characters. Given: {len(text)}"
-        raise InputTooLongError(msg, field="inputs", index=str(index), max_characters=str(limit))
+        raise InputTooLongError(
+            f"`inputs` must have less than {limit} characters. Given: {len(text)}",
+            field="inputs",
+            index=str(index),
+            max_characters=str(limit),
+        )
     return text[-limit:] if request.direction is Direction.LEFT else text[:limit]
 
 
@@ -155,19 +163,22 @@ def _encode(
 ) -> Iterable[Encoding | HeadraceError]:
     try:
         return tokenizer.encode_batch_fast(texts, add_special_tokens=add_special)
-    except BaseException:  # noqa: BLE001 - a panic of the library is none of Exception; find out whose text it was
+    except BaseException:
         return [_encode_one(tokenizer, add_special, text) for text in texts]
 
 
-def _encode_one(tokenizer: Tokenizer, add_special: bool, text: str | tuple[str, str]) -> Encoding | HeadraceError:
+def _encode_one(
+    tokenizer: Tokenizer, add_special: bool, text: str | tuple[str, str]
+) -> Encoding | HeadraceError:
     try:
         return tokenizer.encode_batch_fast([text], add_special_tokens=add_special)[0]
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         try:
             "".join(text).encode()
         except UnicodeEncodeError as invalid:
             return InvalidArgumentError(
-                f"`inputs` is not valid Unicode: unpaired surrogate at character {invalid.start}", field="inputs"
+                f"`inputs` is not valid Unicode: unpaired surrogate at character {invalid.start}",
+                field="inputs",
             )
         return InvalidArgumentError(f"tokenizer error {error}", field="inputs")
 
@@ -177,8 +188,9 @@ def _finish(request: EncodeRequest, index: int, encoding: Encoding | HeadraceErr
         raise encoding
     count, limit = len(encoding), request.settings.max_tokens
     if count == 0:
-        msg = "`inputs` cannot be empty: the tokenizer makes no tokens of it"
-        raise InputEmptyError(msg, field="inputs", index=str(index))
+        raise InputEmptyError(
+            "`inputs` cannot be empty: the tokenizer makes no tokens of it", field="inputs", index=str(index)
+        )
     if count <= limit:
         return _tokens(encoding.ids, encoding.type_ids)
     if not request.truncate:
@@ -202,8 +214,8 @@ def truncated(encoding: Encoding, limit: int, direction: Direction) -> tuple[lis
     """Return ids and type ids cut to ``limit`` tokens; tokens that the post-processor added stay.
 
     A pair is cut as the tokenizers library's ``longest_first`` does: first the longer text down to the length
-    of the shorter one, then both alike, the second keeping the odd token. ``direction`` says which end of each
-    text is cut.
+    of the shorter one, then both alike, the second keeping the odd token. ``direction`` says which end of
+    each text is cut.
     """
     owner: list[int | None] = encoding.sequence_ids
     first, second = owner.count(0), owner.count(1)

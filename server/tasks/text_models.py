@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.server.errors import TaskNotSupportedError
+from headrace.server.errors import InputEmptyError, TaskNotSupportedError
 from headrace.server.scheduling.work import Part, PartInput
 from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
-    from headrace.server.repository.model import Model
-    from headrace.server.scheduling.work import PartResult
+    from headrace.server.repository.model import Model, TextSettings
     from headrace.server.tasks.tokenization import Tokenizing
 
 TextOutput = Literal["embedding", "token_embeddings", "logits"]
+
+MAX_PARTS: Final = 512
+"""Texts of one request that are queued at a time: a larger request goes in turns, so that it fits into the
+queue and leaves room for others."""
 
 
 @dataclass(slots=True)
@@ -30,7 +33,8 @@ class Timings:
         total_ns: from the start of the task until its result.
         tokenization_ns: text to tokens, the wait for a free tokeniser thread included.
         queue_ns: the longest wait of one of the call's parts for its batch.
-        inference_ns: from the first batch that took a part of the call until the last result.
+        inference_ns: the longest run of one of the batches that the call's parts were in; for a call that
+            went in turns, the sum over the turns.
     """
 
     total_ns: int = 0
@@ -52,9 +56,33 @@ class TextRun:
         """Tokens given to the model for each input, special tokens included."""
         return [tokens.count for tokens in self.tokens]
 
+    @property
+    def size(self) -> int:
+        """Bytes of all outputs together."""
+        return sum(map(len, self.data))
+
     def matrix(self) -> NDArray[np.float32]:
-        """Join the outputs: [inputs, width]; all rows must have the same width. Shares no memory with them."""
+        """Join the outputs into a new array [inputs, width]; all must have the same width."""
         return np.frombuffer(b"".join(self.data), dtype="<f4").reshape(len(self.data), -1)
+
+
+def text_settings(model: Model, fits: bool, purpose: str) -> TextSettings:
+    """Return the settings of a model that takes text and does what is asked of it.
+
+    Args:
+        model: the model.
+        fits: whether its task is right.
+        purpose: what the model would have to be, for the message.
+
+    Raises:
+        TaskNotSupportedError: the task is wrong, or the model takes tensors only.
+    """
+    if fits and model.text is not None:
+        return model.text
+    reason = f"its task is {model.task.value}" if not fits else "it takes tensors, not text"
+    raise TaskNotSupportedError(
+        f"model '{model.name}' is not {purpose}, {reason}", model=model.name, task=model.task.value
+    )
 
 
 async def run_texts(
@@ -71,22 +99,27 @@ async def run_texts(
 
     Raises:
         TaskNotSupportedError: the model does not take text.
+        InputEmptyError: there are no texts.
         HeadraceError: what tokenising (see ``Tokenizing.tokenize``) or the batcher raises.
     """
-    settings = model.text
-    if settings is None:
-        msg = f"model '{model.name}' does not take text"
-        raise TaskNotSupportedError(msg, model=model.name, task=model.task.value)
+    settings = text_settings(model, fits=True, purpose="a text model")
+    if not texts:
+        raise InputEmptyError("`inputs` cannot be empty", field="inputs")
     started = time.monotonic_ns()
     tokens = await tokenizing.tokenize(
         settings, texts, truncate=truncate is not False, direction=direction, prompt=prompt
     )
     tokenized = time.monotonic_ns()
     parts = [_part(entry, output) for entry in tokens]
-    results: list[PartResult] = await model.batcher.run(parts)
-    timings = part_timings(parts, started)
-    timings.tokenization_ns = tokenized - started
-    return TextRun([result[output].data for result in results], tokens, timings)
+    data: list[bytes] = []
+    for start in range(0, len(parts), MAX_PARTS):
+        results = await model.batcher.run(parts[start : start + MAX_PARTS])
+        data += [result[output].data for result in results]
+    timings = Timings(time.monotonic_ns() - started, tokenized - started)
+    for pending in {part.pending for part in parts if part.pending is not None}:
+        timings.queue_ns = max(timings.queue_ns, pending.queue_ns)
+        timings.inference_ns += pending.infer_ns
+    return TextRun(data, tokens, timings)
 
 
 def _part(tokens: Tokens, output: TextOutput) -> Part:
@@ -99,16 +132,6 @@ def _part(tokens: Tokens, output: TextOutput) -> Part:
         inputs.append(PartInput("type_ids", "INT32", (count,), tokens.type_ids))
     outputs = (output,)
     return Part(inputs, outputs=outputs, rows=1, tokens=count, key=(outputs, tokens.type_ids is not None))
-
-
-def part_timings(parts: Sequence[Part], started_ns: int) -> Timings:
-    """Read the times of parts that have just been answered; ``started_ns`` is when the call began."""
-    now = time.monotonic_ns()
-    return Timings(
-        total_ns=now - started_ns,
-        queue_ns=max(0, *(part.dispatched_ns - part.enqueued_ns for part in parts)),
-        inference_ns=max(0, now - min(part.dispatched_ns for part in parts)),
-    )
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[np.float32]:

@@ -26,8 +26,8 @@ GROUP_TEXTS: Final = 256
 class Tokenizing:
     """A few threads that tokenise, and do other work that is too long for the event loop.
 
-    A request that finds a thread free starts at once. Requests that arrive while all are busy are gathered and
-    go together: one change of thread and one native call for the whole group instead of one each.
+    A request that finds a thread free starts at once. Requests that arrive while all are busy are gathered
+    and go together: one change of thread and one native call for the whole group instead of one each.
 
     Args:
         threads: calls under way at the same time, at least 1.
@@ -51,8 +51,8 @@ class Tokenizing:
 
         Args:
             settings: the model's tokenizer and limits.
-            texts: texts, pairs or token ids. Ids are decoded and encoded again: without a prompt their special
-                tokens are kept and none are added.
+            texts: texts, pairs or token ids. Ids are decoded and encoded again: without a prompt their
+                special tokens are kept and none are added.
             truncate: cut what is longer than the model takes, instead of refusing it.
             direction: which end is cut; special tokens are never cut.
             prompt: text put before every text or id input (not before pairs).
@@ -71,7 +71,9 @@ class Tokenizing:
         self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
         """Run ``function`` in the pool: for arithmetic or encoding of more than some kilobytes."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, partial(function, *args, **kwargs)
+        )
 
     def close(self) -> None:
         """Stop the threads once what they do is done."""
@@ -93,11 +95,9 @@ class Tokenizing:
                 self._pool, encode_group, [request for request, _ in group]
             )
             self._free -= 1
-            call.add_done_callback(lambda done, group=group: self._finish(group, done))  # type: ignore[misc]
+            call.add_done_callback(partial(self._finish, group))
 
-    def _finish(
-        self, group: list[Waiting], call: asyncio.Future[list[list[Tokens] | HeadraceError]]
-    ) -> None:
+    def _finish(self, group: list[Waiting], call: asyncio.Future[list[list[Tokens] | HeadraceError]]) -> None:
         self._free += 1
         failure = asyncio.CancelledError() if call.cancelled() else call.exception()
         answers = [failure] * len(group) if failure is not None else call.result()

@@ -1,4 +1,4 @@
-"""Triton's classification extension: an output's top n values per batch row as ``value:index[:label]`` text."""
+"""Triton's classification extension: an output's top n values per row as ``value:index[:label]`` text."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def top_classes(output: OutputTensor, count: int, labels: Sequence[str], *, batc
         batching: whether the first dimension is the batch.
 
     Returns:
-        A ``BYTES`` tensor of shape (batch, n) or, without batching, (n,). Equal values keep their index order;
-        NaN ranks last.
+        A ``BYTES`` tensor of shape (batch, n) or, without batching, (n,). Equal values keep their index
+        order; NaN ranks last.
 
     Raises:
         InvalidArgumentError: the datatype cannot be ranked, or there are too many elements.
@@ -51,7 +51,7 @@ def top_classes(output: OutputTensor, count: int, labels: Sequence[str], *, batc
     check_datatype(output.datatype)
     values = to_array(output.datatype, output.shape, output.data)
     if values.size > MAX_ELEMENTS:
-        msg = f"classification output tensor too large: {values.size} elements, at most {MAX_ELEMENTS} are allowed"
+        msg = f"classification output tensor too large: {values.size} elements, at most {MAX_ELEMENTS}"
         raise InvalidArgumentError(msg, field="classification", value=str(values.size))
     batch = int(output.shape[0]) if batching and output.shape else 1
     values = values.reshape(batch, values.size // batch if batch else 0)
@@ -74,4 +74,5 @@ def _descending(values: NDArray[Any]) -> NDArray[np.intp]:
         values = np.where(np.isnan(values), -np.inf, values)
     # A stable ascending sort of the mirrored row, mirrored back: negating would overflow for integers.
     mirrored = np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1]
-    return values.shape[1] - 1 - mirrored
+    order: NDArray[np.intp] = values.shape[1] - 1 - mirrored
+    return order

@@ -1,6 +1,7 @@
 """The Prometheus exposition: our own families, and Triton's ``nv_inference_*`` names.
 
-Nothing is counted here: the collector reads, at scrape time, the plain numbers that requests and batches left.
+Nothing is counted here: the collector reads, at scrape time, the plain numbers that requests and batches
+left.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ _MODEL_LABELS: Final = ("model", "version")
 
 _TRITON: Final[tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...]] = (
     ("nv_inference_request_success", "Successful inference requests", lambda s: s.success.count),
-    ("nv_inference_count", "Inferences performed (rows; cached ones not counted)", lambda s: s.inference_count),
+    (
+        "nv_inference_count",
+        "Inferences performed (rows; cached ones not counted)",
+        lambda s: s.inference_count,
+    ),
     ("nv_inference_exec_count", "Model executions (batches)", lambda s: s.execution_count),
     (
         "nv_inference_request_duration_us",
@@ -75,10 +80,14 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield our own families (called by the Prometheus library)."""
-        requests = CounterMetricFamily("headrace_requests", "RPCs by final gRPC status", labels=(*_REQUEST_LABELS, "code"))
+        requests = CounterMetricFamily(
+            "headrace_requests", "RPCs by final gRPC status", labels=(*_REQUEST_LABELS, "code")
+        )
         for (labels, code), count in self._requests.counts.items():
             requests.add_metric((*labels, code), count)
-        durations = HistogramMetricFamily("headrace_request_duration_seconds", "Duration of RPCs", labels=_REQUEST_LABELS)
+        durations = HistogramMetricFamily(
+            "headrace_request_duration_seconds", "Duration of RPCs", labels=_REQUEST_LABELS
+        )
         for labels, histogram in self._requests.durations.items():
             durations.add_metric(labels, _buckets(histogram), histogram.total)
         active = GaugeMetricFamily("headrace_requests_active", "RPCs under way")
@@ -88,12 +97,20 @@ class Metrics:
 
 
 def _model_families(models: Sequence[Model]) -> Iterable[Metric]:
-    queue = HistogramMetricFamily("headrace_queue_seconds", "Time requests waited for a worker", labels=_MODEL_LABELS)
-    compute = HistogramMetricFamily("headrace_compute_seconds", "Time a worker spent on a batch", labels=_MODEL_LABELS)
+    queue = HistogramMetricFamily(
+        "headrace_queue_seconds", "Time requests waited for a worker", labels=_MODEL_LABELS
+    )
+    compute = HistogramMetricFamily(
+        "headrace_compute_seconds", "Time a worker spent on a batch", labels=_MODEL_LABELS
+    )
     rows = HistogramMetricFamily("headrace_batch_rows", "Rows in executed batches", labels=_MODEL_LABELS)
-    closed = CounterMetricFamily("headrace_batches", "Batches by why they were closed", labels=(*_MODEL_LABELS, "reason"))
+    closed = CounterMetricFamily(
+        "headrace_batches", "Batches by why they were closed", labels=(*_MODEL_LABELS, "reason")
+    )
     waiting = GaugeMetricFamily("headrace_queue_size", "Parts waiting in the queue", labels=_MODEL_LABELS)
-    restarts = CounterMetricFamily("headrace_worker_restarts", "Worker processes restarted", labels=_MODEL_LABELS)
+    restarts = CounterMetricFamily(
+        "headrace_worker_restarts", "Worker processes restarted", labels=_MODEL_LABELS
+    )
     for model in models:
         labels = (model.name, str(model.version))
         statistics = model.statistics
@@ -121,7 +138,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 
 def _triton(models: Sequence[Model]) -> Iterator[str]:
-    """Write Triton's families: counters whose names, unlike Prometheus' own rule, do not end in ``_total``."""
+    """Write Triton's families: counters whose names do not end in ``_total``, as Prometheus' would."""
     for name, text, value in _TRITON:
         yield f"# HELP {name} {text}\n# TYPE {name} counter\n"
         for model in models:

@@ -8,7 +8,7 @@ from headrace.server.telemetry.statistics import LATENCY_BUCKETS, Histogram
 
 
 class RequestLabels(NamedTuple):
-    """What distinguishes one series of requests; model, version and task are "" where no model was reached."""
+    """What distinguishes one series; model, version and task are "" where no model was reached."""
 
     protocol: str
     method: str

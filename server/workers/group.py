@@ -41,23 +41,21 @@ class WorkerGroup:
         return [instance.pid for instance in self.instances if instance.slots]
 
     async def start(self) -> wire.Loaded:
-        """Start all workers, the first one before the others so that a bad model is tried only once.
+        """Start all workers at once: importing a framework takes longer than anything else they do.
 
         Raises:
             LoadFailedError: with the worker's reason; nothing is left running.
         """
         try:
-            loaded = await self.instances[0].start()
             async with asyncio.TaskGroup() as tasks:
-                for instance in self.instances[1:]:
-                    tasks.create_task(instance.start())
+                starts = [tasks.create_task(instance.start()) for instance in self.instances]
         except BaseExceptionGroup as group:
             await self.stop()
             raise group.exceptions[0] from None
         except BaseException:
             await self.stop()
             raise
-        return loaded
+        return starts[0].result()
 
     def attach(self, batcher: Batcher) -> None:
         """Let ``batcher`` feed the instances."""

@@ -162,9 +162,7 @@ class Instance:
             view = process.inputs[slot].view(size)
             for offset, data in chunks(batch.parts, tensors):
                 view[offset : offset + len(data)] = data
-        process.send(
-            wire.Execute(batch.id, slot, batch.lone, tensors, batch.parts[0].outputs, size, block)
-        )
+        process.send(wire.Execute(batch.id, slot, batch.lone, tensors, batch.parts[0].outputs, size, block))
 
     def cancel(self, batch: Batch) -> None:
         """Tell the worker to give up a batch, if it is this instance's."""
@@ -180,7 +178,11 @@ class Instance:
         batch, slot = entry
         self._free.append(slot)
         if isinstance(reply, wire.Executed):
-            block = memoryview(reply.block) if reply.block is not None else self._process.outputs[slot].view(reply.size)
+            block = (
+                memoryview(reply.block)
+                if reply.block is not None
+                else self._process.outputs[slot].view(reply.size)
+            )
             self._failures = 0
             self.sink.executed(batch, reply, block)
             return
@@ -190,11 +192,8 @@ class Instance:
         was_ready, self._ready = self._ready, False
         running, self._running = self._running, {}
         self._free = list(range(wire.SLOTS))
-        log.log(
-            20 if self._stopping else 40,
-            "worker ended",
-            model=self.spec.model, pid=self.pid, reason=reason, in_flight=len(running), expected=self._stopping,
-        )  # fmt: skip
+        report = log.info if self._stopping else log.error
+        report("worker ended", model=self.spec.model, pid=self.pid, reason=reason, in_flight=len(running))
         if self.sink is not None:
             batches = [entry[0] for entry in running.values()]
             error = WorkerCrashedError(

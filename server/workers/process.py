@@ -1,7 +1,8 @@
 """One worker process: how it is spawned, spoken to and reaped.
 
-Two stream sockets (batches; cancellations) and the shared regions are created here and inherited by the child.
-The end of the data socket is the end of the worker: it arrives at once when the process dies, however it dies.
+Two stream sockets (batches; cancellations) and the shared regions are created here and inherited by the
+child. The end of the data socket is the end of the worker: it arrives at once when the process dies, however
+it dies.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class WorkerProcess(asyncio.Protocol):
         on_exit: called once, when the data socket closes, with what is known of the reason.
     """
 
-    def __init__(self, on_reply: Callable[[wire.Executed | wire.Failed], None], on_exit: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_reply: Callable[[wire.Executed | wire.Failed], None], on_exit: Callable[[str], None]
+    ) -> None:
         self._on_reply = on_reply
         self._on_exit = on_exit
         self._received = bytearray()
@@ -63,14 +66,16 @@ class WorkerProcess(asyncio.Protocol):
         """
         data, child_data = socket.socketpair()
         self._control, child_control = socket.socketpair()
-        self._control.setblocking(False)  # noqa: FBT003 - the stdlib's signature
+        self._control.setblocking(False)
         for sock in (data, child_data):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         for slot in range(wire.SLOTS):
             self.inputs.append(Region.create(f"headrace-in-{slot}"))
             self.outputs.append(Region.create(f"headrace-out-{slot}"))
-        regions = [fd for pair in zip(self.inputs, self.outputs, strict=True) for fd in (pair[0].fd, pair[1].fd)]
+        regions = [
+            fd for pair in zip(self.inputs, self.outputs, strict=True) for fd in (pair[0].fd, pair[1].fd)
+        ]
         inherited = (child_data.fileno(), child_control.fileno(), *regions)
         command = [
             sys.executable, "-m", "headrace.runtimes.worker",
@@ -79,7 +84,7 @@ class WorkerProcess(asyncio.Protocol):
             "--regions", ",".join(map(str, regions)),
         ]  # fmt: skip
         try:
-            self._child = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: ASYNC220, S603 - vfork returns at once
+            self._child = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - vfork returns at once
         finally:
             child_data.close()
             child_control.close()

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import google.api
 import pytest
+from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 PROTOS = Path(__file__).parents[2] / "protos"
@@ -19,7 +19,7 @@ FILES = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileDescriptorProto]:
     """File name to the descriptor that protoc makes of it."""
     output = tmp_path_factory.mktemp("protos") / "set.binpb"
-    googleapis = Path(google.api.__path__[0]).parents[1]
+    googleapis = Path(annotations_pb2.__file__).parents[2]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{googleapis}"]
     command += [f"--descriptor_set_out={output}", *FILES]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -150,7 +150,7 @@ async def test_queue_timeout_rejects_and_delay_action_postpones() -> None:
     assert reject.waiting == 0
     delay, _ = build(max_rows=1, queue=QueuePolicy(default_timeout_us=1000, delay=True))
     late = start(delay, [part(1)])
-    while not delay._waiting._delayed:  # noqa: SLF001 - the only sign of the postponement
+    while not delay._waiting._delayed:
         await asyncio.sleep(0.001)
     fresh = start(delay, [part(2)])
     worker = Doubler(delay)

@@ -1,0 +1,1 @@
+"""What Headrace reaches, beside what the machine allows: run ``python -m benchmarks --help``."""

@@ -1,0 +1,134 @@
+"""Command line of the benchmarks."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import bars, charts, machine, report, table
+from benchmarks.results import RunResult
+from benchmarks.runner import Options, ScenarioRun
+from benchmarks.scenarios import SCENARIOS, Point, Scenario, points
+from benchmarks.verify import WrongAnswerError
+
+HERE = Path(__file__).parent
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Only this scenario; may be repeated.")] = None,
+    route: Annotated[list[str] | None, typer.Option(help="Only this route; may be repeated.")] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option(help="Only this many clients; may be repeated.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="2 s a point, one round: to see that it works.")
+    ] = False,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of each point; 6 unless set.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Times that each point is measured; 3 unless set.")
+    ] = None,
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path(".cache/demo"),
+    results: Annotated[Path, typer.Option(help="Folder for JSON, report and charts.")] = HERE / "results",
+    serve: Annotated[
+        list[str] | None, typer.Option(help="Further flag of `headrace serve`; may be repeated.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 if a bar is missed or a request fails.")
+    ] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="List the scenarios and stop.")] = False,
+) -> None:
+    """Measure a running Headrace beside what the machine allows."""
+    console = Console()
+    chosen = _chosen(only)
+    if show_list:
+        for scenario in chosen:
+            console.print(f"[bold]{scenario.name}[/bold]  {scenario.title}")
+            for each in scenario.routes:
+                console.print(f"    {each.name}: {', '.join(map(str, each.concurrency))} clients")
+        return
+    length = seconds or (2.0 if quick else 6.0)
+    times = rounds or (1 if quick else 3)
+    started = dt.datetime.now(dt.UTC)
+    result = RunResult(
+        started.isoformat(timespec="seconds"),
+        machine.facts(),
+        {"seconds": length, "rounds": times, "quick": quick, "serve": list(serve or ())},
+    )
+    results.mkdir(parents=True, exist_ok=True)
+    stem = results / f"{started:%Y%m%d-%H%M%S}-{machine.device()}"
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        options = Options(
+            repository, length, times, 0.5 if quick else 1.0, 0.6 if quick else 1.5,
+            Path(folder) / "server.log", tuple(serve or ()),
+        )  # fmt: skip
+        for scenario in chosen:
+            cells = [point for point in points(scenario) if _wanted(point, route, clients)]
+            if cells:
+                _run(console, scenario, cells, options, result)
+                report.write_json(result, stem.with_suffix(".json"))
+    _finish(console, result, stem, check=check)
+
+
+def _chosen(only: list[str] | None) -> list[Scenario]:
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    for name in only or ():
+        if name not in known:
+            raise typer.BadParameter(f"there is no scenario '{name}'; there are {', '.join(known)}")
+    return [scenario for name, scenario in known.items() if not only or name in only]
+
+
+def _wanted(point: Point, routes: list[str] | None, clients: list[int] | None) -> bool:
+    return (not routes or point.route.name in routes) and (not clients or point.clients in clients)
+
+
+def _run(
+    console: Console, scenario: Scenario, cells: list[Point], options: Options, result: RunResult
+) -> None:
+    """Run one scenario with a line of progress, and print its table."""
+    bar = Progress(
+        TextColumn("[bold]{task.fields[scenario]}[/bold] {task.description}"),
+        BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=len(cells) * options.rounds, scenario=scenario.name)
+        measured = -1
+
+        def progress(what: str) -> None:
+            nonlocal measured
+            if not what.startswith(("reference", "search", "start")):
+                measured += 1
+            bar.update(task, description=what, completed=max(0, measured))
+
+        try:
+            done = ScenarioRun(scenario, cells, options, progress).run()
+        except (RuntimeError, WrongAnswerError) as error:
+            bar.stop()
+            console.print(f"{scenario.name}: {error}", style="red", markup=False)
+            raise typer.Exit(2) from None
+    result.scenarios.append(done)
+    table.show(console, done)
+
+
+def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> None:
+    """Judge, write the files and say where they are."""
+    verdicts = [verdict for verdict in bars.judge(result.cells()) if verdict.met is not None]
+    result.bars = report.verdict_data(verdicts)
+    table.show_verdicts(console, verdicts)
+    report.write_json(result, stem.with_suffix(".json"))
+    pictures = charts.draw(result, stem) if result.scenarios else []
+    stem.with_suffix(".md").write_text(report.markdown(result, verdicts, pictures), encoding="utf-8")
+    console.print(f"{stem}.json, .md and charts", highlight=False)
+    failed = sum(point.failed for scenario in result.scenarios for point in scenario.points)
+    if check and (failed or not all(verdict.met for verdict in verdicts)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

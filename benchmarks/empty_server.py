@@ -1,0 +1,74 @@
+"""The floor of one Python process: a grpc.aio server whose handler does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any, Final, Self
+
+METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+
+
+class EmptyServer:
+    """A process that answers ModelInfer with the same message each time. Use as a context manager."""
+
+    def __init__(self, answer: bytes) -> None:
+        """Start it; ``answer`` is a serialised ModelInferResponse of the size that the real server sends."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, answer), daemon=True)
+        self._process.start()
+        theirs.close()
+        port = self._connection.recv()
+        self.address = f"127.0.0.1:{port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid or 0
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(5.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, answer: bytes) -> None:
+    import uvloop
+
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_answer_until_closed(connection, answer))
+
+
+async def _answer_until_closed(connection: Connection, answer: bytes) -> None:
+    import grpc
+
+    from headrace.kserve.v2 import grpc_service_pb2 as pb
+
+    message = pb.ModelInferResponse.FromString(answer)
+
+    async def handle(_: Any, __: Any) -> Any:
+        return message
+
+    service, _, method = METHOD.removeprefix("/").partition("/")
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        handle, pb.ModelInferRequest.FromString, pb.ModelInferResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    connection.send(port)
+    closed = asyncio.Event()
+    asyncio.get_running_loop().add_reader(connection.fileno(), closed.set)
+    await closed.wait()
+    await server.stop(0)

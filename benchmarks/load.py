@@ -1,0 +1,93 @@
+"""The load generator: a process of its own, so that its work is not counted as the server's."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Final, Self
+
+from benchmarks.load_job import Job, Outcome
+
+GRACE_SECONDS: Final = 120.0
+"""How long the slowest request may go on after the window."""
+
+
+class LoadGenerator:
+    """The parent's end of the load generator. Use as a context manager."""
+
+    def __init__(self) -> None:
+        """Start the process."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._connection.recv()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the load generator."""
+        return self._process.pid or 0
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(5.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def begin(self, job: Job) -> None:
+        """Hand over a job; it starts at once."""
+        self._connection.send(job)
+
+    def outcome(self, job: Job) -> Outcome:
+        """Wait for what came of the job.
+
+        Raises:
+            TimeoutError: requests hang.
+        """
+        if not self._connection.poll(job.window.seconds + GRACE_SECONDS):
+            raise TimeoutError(f"{job.target} at {job.clients} clients: requests were not answered in time")
+        result = self._connection.recv()
+        if isinstance(result, Exception):
+            raise result
+        if not isinstance(result, Outcome):
+            raise TypeError("the load generator did not answer with an outcome")
+        return result
+
+
+def _serve(connection: Connection) -> None:
+    import uvloop
+
+    # Imported here so that it is not loaded for the first time inside a measurement.
+    from benchmarks import grpc_client, http_client  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    connection.send("ready")
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            job = connection.recv()
+            gc.disable()
+            try:
+                answer: Outcome | Exception = uvloop.run(_drive(job))
+            except Exception as error:  # noqa: BLE001 - the parent raises it
+                answer = RuntimeError(f"{type(error).__name__}: {error}")
+            gc.enable()
+            connection.send(answer)
+
+
+async def _drive(job: Job) -> Outcome:
+    from benchmarks import grpc_client, http_client
+    from benchmarks.closed_loop import ClosedLoop
+
+    open_callers = grpc_client.callers if job.protocol == "grpc" else http_client.callers
+    async with open_callers(job) as asks:
+        return await ClosedLoop(job.bodies, job.weights, job.window).run(asks)

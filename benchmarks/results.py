@@ -1,0 +1,117 @@
+"""What a run leaves behind: plain data that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.estimates import middle
+
+CPU_GROUPS = ("server", "workers", "envoy", "client")
+
+
+@dataclass(slots=True)
+class Measurement:
+    """One point in one round.
+
+    Attributes:
+        rate: items per second.
+        p50_ms: median latency of a request.
+        p99_ms: 99th percentile of it.
+        cpu: CPU-seconds per 1,000 requests of each group of processes.
+        other_cores: cores that other processes kept busy.
+        failed: requests that were not answered well.
+        errors: the first of their errors.
+        of_raw: ``rate`` ÷ raw limit; only where the scenario has one.
+        of_twin: ``rate`` ÷ the bare loop that takes one request at a time; only for a single client.
+        of_empty: ``rate`` ÷ the handler that does nothing; only for the tiny model.
+        server_cpu_of_empty: the server's own CPU a request ÷ that of the handler that does nothing.
+    """
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu: dict[str, float]
+    other_cores: float
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    of_raw: float | None = None
+    of_twin: float | None = None
+    of_empty: float | None = None
+    server_cpu_of_empty: float | None = None
+
+
+@dataclass(slots=True)
+class PointResult:
+    """All rounds of one point."""
+
+    route: str
+    clients: int
+    rounds: list[Measurement] = field(default_factory=list)
+
+    def median(self, metric: str) -> float | None:
+        """Return the median over the rounds of an attribute of a measurement; None where unmeasured."""
+        return middle([getattr(each, metric) for each in self.rounds])
+
+    def cpu(self, group: str) -> float:
+        """Return the median CPU-seconds per 1,000 requests of a group of processes."""
+        return middle([each.cpu.get(group, 0.0) for each in self.rounds]) or 0.0
+
+    @property
+    def failed(self) -> int:
+        """Requests of all rounds that were not answered well."""
+        return sum(each.failed for each in self.rounds)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else kept more than a twentieth of a core busy."""
+        return (self.median("other_cores") or 0.0) > 0.05
+
+
+@dataclass(slots=True)
+class ReferenceResult:
+    """A raw limit, twin or empty handler: how it was run, and items per second each time."""
+
+    name: str
+    setup: str
+    rates: list[float] = field(default_factory=list)
+    tried: Sequence[tuple[str, int, float]] = ()
+    server_cpu: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Median items per second."""
+        return middle(self.rates) or float("nan")
+
+
+@dataclass(slots=True)
+class ScenarioResult:
+    """One scenario: its references and its points."""
+
+    name: str
+    title: str
+    unit: str
+    items: int
+    references: list[ReferenceResult]
+    points: list[PointResult]
+    verified: str
+
+
+@dataclass(slots=True)
+class RunResult:
+    """A whole run."""
+
+    started: str
+    machine: Mapping[str, object]
+    options: Mapping[str, object]
+    scenarios: list[ScenarioResult] = field(default_factory=list)
+    bars: list[dict[str, object]] = field(default_factory=list)
+
+    def cells(self) -> dict[tuple[str, str, int], dict[str, float | None]]:
+        """Return the medians that bars are about, by (scenario, route, clients)."""
+        metrics = ("of_raw", "of_twin", "server_cpu_of_empty")
+        return {
+            (scenario.name, point.route, point.clients): {name: point.median(name) for name in metrics}
+            for scenario in self.scenarios
+            for point in scenario.points
+        }

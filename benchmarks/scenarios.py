@@ -1,0 +1,114 @@
+"""What is measured: plain data, one entry per hot path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Reference = Literal["raw", "empty"]
+"""What a scenario is related to: the model in a bare loop, or an RPC handler that does nothing."""
+
+CLIENTS: Final = (1, 8, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to ask: ``payload`` names the builder of its requests, ``concurrency`` how many clients."""
+
+    name: str
+    payload: str
+    concurrency: tuple[int, ...] = CLIENTS
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One model under one kind of load.
+
+    Attributes:
+        name: what ``--only`` takes.
+        title: one line for people.
+        model: name in the model repository.
+        workload: key of ``workloads.WORKLOADS``.
+        items: texts, images or rows in one request.
+        unit: what an item is called.
+        reference: what throughput is related to.
+        batches: batch sizes tried for the raw limit.
+        routes: the ways to ask.
+    """
+
+    name: str
+    title: str
+    model: str
+    workload: str
+    items: int
+    unit: str
+    reference: Reference
+    batches: tuple[int, ...]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured cell of a scenario."""
+
+    scenario: Scenario
+    route: Route
+    clients: int
+
+
+SCENARIOS: Final = (
+    Scenario(
+        name="tiny",
+        title="addsub, 16 INT32 values a request: what the server itself costs",
+        model="addsub",
+        workload="addsub",
+        items=1,
+        unit="requests",
+        reference="empty",
+        batches=(),
+        routes=(Route("grpc", "addsub-grpc"), Route("rest", "addsub-rest")),
+    ),
+    Scenario(
+        name="embed-1",
+        title="MiniLM, seeded mix of 5-250 tokens, one text a request",
+        model="minilm",
+        workload="texts",
+        items=1,
+        unit="texts",
+        reference="raw",
+        batches=(1, 2, 4, 8, 16, 32),
+        routes=(
+            Route("grpc", "embed-grpc"),
+            Route("rest", "embed-openai"),
+            Route("rest-float", "embed-openai-float", (32,)),
+            Route("rest-tei", "embed-tei", (32,)),
+        ),
+    ),
+    Scenario(
+        name="embed-32",
+        title="MiniLM, seeded mix of 5-250 tokens, 32 texts a request",
+        model="minilm",
+        workload="texts",
+        items=32,
+        unit="texts",
+        reference="raw",
+        batches=(1, 2, 4, 8, 16, 32),
+        routes=(Route("grpc", "embed-grpc"), Route("rest", "embed-openai")),
+    ),
+    Scenario(
+        name="image",
+        title="EfficientNet-Lite0, FP32 [1,3,224,224] a request",
+        model="efficientnet-lite0",
+        workload="images",
+        items=1,
+        unit="images",
+        reference="raw",
+        batches=(1, 2, 4, 8, 16),
+        routes=(Route("grpc", "image-grpc", (1, 8, 16, 32)), Route("rest", "image-rest", (1, 8, 16, 32))),
+    ),
+)
+
+
+def points(scenario: Scenario) -> list[Point]:
+    """Return the cells of a scenario in the order in which a round measures them."""
+    return [Point(scenario, route, clients) for route in scenario.routes for clients in route.concurrency]

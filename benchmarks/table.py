@@ -1,0 +1,114 @@
+"""The tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bars import Verdict
+from benchmarks.results import CPU_GROUPS, PointResult, ScenarioResult
+
+METRIC_NAMES = {
+    "of_raw": "throughput ÷ raw limit",
+    "of_twin": "throughput ÷ one-at-a-time loop",
+    "server_cpu_of_empty": "server CPU ÷ empty grpc.aio handler",
+}
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number that may not be there."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def columns(scenario: ScenarioResult) -> list[str]:
+    """Return the table's head."""
+    relations = [label for label, _ in relations_of(scenario)]
+    cpu = [f"CPU {group}" for group in CPU_GROUPS]
+    return ["route", "clients", f"{scenario.unit}/s", *relations, "p50 ms", "p99 ms", *cpu, "failed"]
+
+
+def relations_of(scenario: ScenarioResult) -> list[tuple[str, str]]:
+    """Return (head, metric) of the ratios that a scenario has."""
+    known = (
+        ("÷ raw", "of_raw"),
+        ("÷ one at a time", "of_twin"),
+        ("÷ empty", "of_empty"),
+        ("server CPU ÷ empty", "server_cpu_of_empty"),
+    )
+    return [
+        (label, metric)
+        for label, metric in known
+        if any(point.median(metric) is not None for point in scenario.points)
+    ]
+
+
+def cells(scenario: ScenarioResult, point: PointResult) -> list[str]:
+    """Return one row of the table."""
+    return [
+        point.route,
+        f"{point.clients}{' *' if point.disturbed else ''}",
+        number(point.median("rate"), 1),
+        *(number(point.median(metric)) for _, metric in relations_of(scenario)),
+        number(point.median("p50_ms"), 1),
+        number(point.median("p99_ms"), 1),
+        *(number(point.cpu(group)) for group in CPU_GROUPS),
+        str(point.failed),
+    ]
+
+
+def show(console: Console, scenario: ScenarioResult) -> None:
+    """Print a scenario."""
+    table = Table(title=f"{scenario.name}: {scenario.title}", title_justify="left", caption=caption(scenario))
+    for index, head in enumerate(columns(scenario)):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for point in scenario.points:
+        table.add_row(*cells(scenario, point))
+    console.print(table)
+    for point in scenario.points:
+        for error in next((each.errors for each in point.rounds if each.errors), [])[:1]:
+            console.print(f"  {point.route}, {point.clients} clients: {error}", style="red", markup=False)
+
+
+def caption(scenario: ScenarioResult) -> str:
+    """Say what the references were and how CPU is counted."""
+    parts = []
+    for reference in scenario.references:
+        cpu = (
+            f", {number(sum(reference.server_cpu) / len(reference.server_cpu))} CPU-s per 1,000"
+            if reference.server_cpu
+            else ""
+        )
+        parts.append(
+            f"{reference.name}: {number(reference.rate, 1)} {scenario.unit}/s ({reference.setup}{cpu})"
+        )
+    parts.append("CPU in seconds per 1,000 requests")
+    if any(point.disturbed for point in scenario.points):
+        parts.append("* something else kept over 5 % of a core busy")
+    parts.append(scenario.verified)
+    return "; ".join(parts)
+
+
+def verdict_cells(verdict: Verdict) -> list[str]:
+    """Return one row of the table of bars."""
+    bar = verdict.bar
+    word = {True: "met", False: "missed", None: "not measured"}[verdict.met]
+    return [
+        f"{bar.scenario}, {bar.route}, {bar.clients} client{'s' if bar.clients > 1 else ''}",
+        METRIC_NAMES[bar.metric],
+        f"{'≤' if bar.upper else '≥'} {bar.limit:.2f}",
+        number(verdict.value),
+        word,
+    ]
+
+
+def show_verdicts(console: Console, verdicts: Iterable[Verdict]) -> None:
+    """Print the bars."""
+    table = Table("where", "what", "bar", "measured", "", title="Bars", title_justify="left")
+    styles = {True: "green", False: "red", None: "dim"}
+    for verdict in verdicts:
+        table.add_row(*verdict_cells(verdict), style=styles[verdict.met])
+    console.print(table)

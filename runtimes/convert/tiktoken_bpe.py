@@ -1,0 +1,143 @@
+"""Turns a pickled tiktoken ``Encoding`` into a Hugging Face tokenizer.json, without running the pickle's code.
+
+tiktoken keeps one table, bytes → rank, and always merges the adjacent pair whose joined bytes have the lowest
+rank. A BPE of the ``tokenizers`` library keeps a list of pairs instead, so every split of a token into two
+tokens becomes a pair, in the order of the joined token's rank: then both merge the same pairs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any, Final
+
+from headrace.runtimes.convert.job import ConversionError
+
+_PRINTABLE: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_SHIFT: Final = 0x100
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """``pattern`` splits a text into pieces, ``ranks`` maps the bytes of a token to its id, ``special`` maps
+    the names of control tokens to theirs."""
+
+    pattern: str
+    ranks: dict[bytes, int]
+    special: dict[str, int]
+
+
+class _Recorder:
+    """Stands in for tiktoken's class while unpickling: keeps the state that the pickle sets, does nothing."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows one name, tiktoken's ``Encoding``, and gives the recorder for it: no other code can be reached."""
+
+    def find_class(self, module: str, name: str) -> type[_Recorder]:
+        if (module, name) == ("tiktoken.core", "Encoding"):
+            return _Recorder
+        msg = f"the tokenizer's pickle names {module}.{name}; only tiktoken.core.Encoding is allowed"
+        raise ConversionError(msg)
+
+
+def read_encoding(pickled: bytes) -> Encoding:
+    """The data of a pickled tiktoken ``Encoding``.
+
+    Raises:
+        ConversionError: the pickle names anything else, or its state is not an encoding's.
+    """
+    try:
+        recorder = _Unpickler(io.BytesIO(pickled)).load()
+    except (pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
+        msg = f"the tokenizer's pickle cannot be read: {error}"
+        raise ConversionError(msg) from error
+    state = recorder.state if isinstance(recorder, _Recorder) else None
+    try:
+        encoding = Encoding(state["pat_str"], dict(state["mergeable_ranks"]), dict(state["special_tokens"]))
+    except (TypeError, KeyError) as error:
+        msg = "the tokenizer's pickle holds no pattern, ranks and special tokens"
+        raise ConversionError(msg) from error
+    return encoding
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's alphabet: one visible character for each byte, itself where it is printable in Latin-1."""
+    alphabet = {byte: chr(byte) for byte in _PRINTABLE}
+    for byte in range(256):
+        if byte not in alphabet:
+            alphabet[byte] = chr(_SHIFT + len(alphabet) - len(_PRINTABLE))
+    return alphabet
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """All pairs of tokens that join to a token, by the rank of that token, then of the parts."""
+    found = [
+        (rank, ranks[token[:cut]], ranks[token[cut:]])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    tokens = {rank: token for token, rank in ranks.items()}
+    return [(tokens[left], tokens[right]) for _, left, right in sorted(found)]
+
+
+def tokenizer_json(encoding: Encoding, *, begin: str) -> str:
+    """The tokenizer.json of an encoding; every text gets the special token ``begin`` in front.
+
+    Special tokens are in the vocabulary but not declared as such: a text that spells one out is split like any
+    other text, as tiktoken's ``encode_ordinary`` does, so nobody can forge a control token.
+    """
+    alphabet = byte_characters()
+
+    def spell(token: bytes) -> str:
+        return "".join(alphabet[byte] for byte in token)
+
+    vocabulary = {spell(token): rank for token, rank in encoding.ranks.items()} | encoding.special
+    start = {"id": begin, "type_id": 0}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": encoding.pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": start}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"SpecialToken": start},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+            ],
+            "special_tokens": {begin: {"id": begin, "ids": [encoding.special[begin]], "tokens": [begin]}},
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+            "merges": [[spell(left), spell(right)] for left, right in merges(encoding.ranks)],
+        },
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,69 @@
+"""JSON request bodies: syntax, then shape, with errors that name the wrong field and what was expected."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+import orjson
+
+from headrace.server.errors import InvalidJsonError
+
+Body = TypeVar("Body")
+
+_PLACE: Final = re.compile(r"^(.*) - at `(?:key in )?\$(.*)`$", re.DOTALL)
+_OFFSET: Final = re.compile(r": line \d+ column \d+ \(char (\d+)\)$")
+
+
+def parse(body: bytes) -> Any:
+    """Parse JSON text of any shape.
+
+    Raises:
+        InvalidJsonError: the text is not JSON; ``offset`` in its metadata says where.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if not body:
+            raise InvalidJsonError("the body is empty, expected JSON", offset="0") from None
+        reason = _OFFSET.sub("", str(error))
+        raise InvalidJsonError(
+            f"the body is not valid JSON: {reason} at character {error.pos}", offset=str(error.pos)
+        ) from None
+
+
+def decode(body: bytes, shape: type[Body]) -> Body:
+    """Parse JSON text into a ``msgspec`` structure; fields that it does not have are ignored.
+
+    Raises:
+        InvalidJsonError: the text is not JSON (``offset`` in the metadata), or a field is missing or has the
+            wrong type (``field`` in the metadata).
+    """
+    return convert(parse(body), shape)
+
+
+def convert(value: Any, shape: type[Body]) -> Body:
+    """Check a parsed value against a ``msgspec`` structure; see :func:`decode`."""
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error)) from None
+
+
+def _explained(text: str) -> InvalidJsonError:
+    place = _PLACE.match(text)
+    problem, path = (place[1], place[2].lstrip(".")) if place else (text, "")
+    missing = re.search(r"missing required field `(.*)`", problem)
+    if missing:
+        field = f"{path}.{missing[1]}".lstrip(".")
+        return InvalidJsonError(f"`{field}` is missing", field=field)
+    problem = problem[:1].lower() + problem[1:]
+    if path:
+        return InvalidJsonError(f"`{path}`: {problem}", field=path)
+    return InvalidJsonError(f"the body: {problem}")
+
+
+def encode(value: Any) -> bytes:
+    """Encode as JSON; float32 arrays and scalars keep their shortest form, NaN and infinities become null."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,112 @@
+"""Bodies and errors of the OpenAI API: embeddings and models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from headrace.server.codecs.json_body import encode
+from headrace.server.codecs.tei import error_kind
+from headrace.server.codecs.text_inputs import Inputs
+from headrace.server.errors import (
+    HeadraceError,
+    InputTooLongError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    QueueFullError,
+    TaskNotSupportedError,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
+
+
+class EmbeddingsBody(msgspec.Struct):
+    """Body of ``/v1/embeddings``; None is absent. ``user`` and other fields are ignored."""
+
+    input: Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+def embeddings_json(data: bytes, model: str, token_counts: Sequence[int]) -> bytes:
+    """Put the answer around ``data``, the encoded array of embedding objects."""
+    tokens = sum(token_counts)
+    rest = encode({"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+    return b'{"object":"list","data":' + data + b"," + rest[1:]
+
+
+def model_card(identifier: str, model: Model, created: int) -> dict[str, Any]:
+    """Describe a model as vLLM does, which includes OpenAI's four fields.
+
+    ``max_model_len`` is the longest input in tokens, null for a model that takes no text.
+    """
+    permission = {
+        "id": f"modelperm-{identifier}",
+        "object": "model_permission",
+        "created": created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": identifier,
+        "object": "model",
+        "created": created,
+        "owned_by": "headrace",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.text.max_tokens if model.text is not None else None,
+        "permission": [permission],
+    }
+
+
+def error_json(error: HeadraceError, *, embeddings: bool) -> tuple[int, bytes]:
+    """Return the HTTP status and the body of an error.
+
+    Args:
+        error: what happened.
+        embeddings: repeat message, code (the status) and type at the top level, where clients of Text
+            Embeddings Inference look for them; OpenAI's clients read ``error``.
+    """
+    status, kind, code = _classified(error)
+    message = error.message.replace("`inputs", "`input")
+    if isinstance(error, InputTooLongError) and "max_tokens" in error.metadata:
+        # Proxies and LangChain recognise this sentence and the code in it.
+        message = (
+            f"This model's maximum context length is {error.metadata['max_tokens']} tokens. However, your "
+            f"input contains {error.metadata['tokens']} tokens. Please reduce the length of the input. "
+            "(context_length_exceeded)"
+        )
+    field = error.metadata.get("field")
+    param = "input" if field == "inputs" else field
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if embeddings:
+        body |= {"message": message, "code": status, "type": error_kind(error)}
+    return status, encode(body)
+
+
+def _classified(error: HeadraceError) -> tuple[int, str, str | None]:
+    """Return status, type and code."""
+    match error:
+        case InputTooLongError():
+            return 400, "invalid_request_error", "context_length_exceeded"
+        case InvalidArgumentError():
+            return 400, "invalid_request_error", None
+        case ModelNotFoundError():
+            return 404, "invalid_request_error", "model_not_found"
+        case TaskNotSupportedError():
+            return 400, "invalid_request_error", "task_not_supported"
+        case QueueFullError():
+            return 429, "rate_limit_error", "rate_limit_exceeded"
+    return status_of(error).http, "server_error", None

@@ -1,0 +1,157 @@
+"""Bodies and errors of Text Embeddings Inference, and of the paths that other systems share with it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+from headrace.server.codecs.json_body import encode
+from headrace.server.codecs.text_inputs import Inputs, PairInputs
+from headrace.server.errors import (
+    BatchTooLargeError,
+    ExecutionFailedError,
+    HeadraceError,
+    InputEmptyError,
+    InvalidArgumentError,
+    InvalidJsonError,
+    ModelNotReadyError,
+    QueueFullError,
+    ServerDrainingError,
+    TaskNotSupportedError,
+    WorkerCrashedError,
+    status_of,
+)
+from headrace.server.tasks.classify import Classifications
+from headrace.server.tasks.rerank import Ranking
+
+
+class EmbedBody(msgspec.Struct):
+    """Body of ``/embed``; None is absent."""
+
+    inputs: Inputs
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    model: str | None = None
+
+
+class PredictBody(msgspec.Struct):
+    """Body of ``/predict`` and ``/classify``."""
+
+    inputs: PairInputs
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    raw_scores: bool | None = None
+    model: str | None = None
+
+
+class RerankBody(msgspec.Struct):
+    """Body of ``/rerank`` with ``texts``."""
+
+    query: str
+    texts: list[str]
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    model: str | None = None
+
+
+class Document(msgspec.Struct):
+    """A document that is an object."""
+
+    text: str
+
+
+class DocumentsBody(msgspec.Struct):
+    """Body of ``/rerank`` with ``documents``: the shape of Cohere, Jina and vLLM."""
+
+    query: str
+    documents: str | list[str | Document]
+    top_n: int | None = None
+    return_documents: bool | None = None
+    model: str | None = None
+
+
+def labels_json(result: Classifications, *, batch: bool) -> bytes:
+    """Encode ``[{"score", "label"}, …]``, or a list of such lists for a batch."""
+    rows = [
+        [{"score": score, "label": label} for label, score in result.named(row)]
+        for row in range(len(result.token_counts))
+    ]
+    return encode(rows if batch else rows[0])
+
+
+def ranks_json(result: Ranking, texts: list[str] | None) -> bytes:
+    """Encode ``[{"index", "score"}, …]`` in order of relevance, with ``text`` where ``texts`` are given."""
+    return encode(
+        [
+            {"index": index, "score": score} | ({} if texts is None else {"text": texts[index]})
+            for index, score in zip(result.order, result.scores, strict=True)
+        ]
+    )
+
+
+def results_json(result: Ranking, documents: list[str], model: str, *, with_text: bool) -> bytes:
+    """Encode the answer to a body with ``documents``."""
+    tokens = sum(result.token_counts)
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score}
+        | ({"document": {"text": documents[index], "multi_modal": None}} if with_text else {})
+        for index, score in zip(result.order, result.scores, strict=True)
+    ]
+    return encode(
+        {
+            "id": f"rerank-{uuid4().hex}",
+            "model": model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "results": results,
+        }
+    )
+
+
+def error_json(error: HeadraceError, *, oicm: bool) -> tuple[int, bytes]:
+    """Return the HTTP status and the body of an error.
+
+    Statuses and ``error_type`` words are those of Text Embeddings Inference; on the OICM surface a model that
+    does something else is 400 instead of 424.
+    """
+    status, kind, prefix = _classified(error, oicm=oicm)
+    return status, encode({"error": prefix + error.message, "error_type": kind})
+
+
+def error_kind(error: HeadraceError) -> str:
+    """Return the ``error_type`` word."""
+    return _classified(error, oicm=False)[1]
+
+
+def _classified(error: HeadraceError, *, oicm: bool) -> tuple[int, str, str]:
+    """Return status, ``error_type`` and what stands before the message."""
+    if isinstance(error, TaskNotSupportedError) and oicm:
+        return 400, "Validation", ""
+    if isinstance(error, InvalidJsonError) and "offset" in error.metadata:
+        return 400, "Validation", ""  # not JSON at all; JSON of a wrong shape is 422
+    for kind, status, name, prefix in _ERRORS:
+        if isinstance(error, kind):
+            of_one_input = "index" in error.metadata
+            return status, name, _INPUT_ERROR if prefix is None and of_one_input else prefix or ""
+    return status_of(error).http, type(error).__name__.removesuffix("Error"), ""
+
+
+_INPUT_ERROR: Final = "Input validation error: "
+_ERRORS: Final = (
+    (TaskNotSupportedError, 424, "Backend", "Backend error: "),
+    (InputEmptyError, 400, "Empty", None),  # None: the usual prefix where one input is meant
+    (InvalidJsonError, 422, "Validation", ""),
+    (BatchTooLargeError, 422, "Validation", ""),
+    (InvalidArgumentError, 422, "Validation", _INPUT_ERROR),
+    (QueueFullError, 429, "Overloaded", ""),
+    (ExecutionFailedError, 424, "Backend", "Backend error: "),
+    (ModelNotReadyError, 503, "Unhealthy", ""),
+    (WorkerCrashedError, 503, "Unhealthy", ""),
+    (ServerDrainingError, 503, "Unhealthy", ""),
+)

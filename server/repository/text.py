@@ -1,0 +1,200 @@
+"""Text models: which task a folder is for, its tokeniser and settings, and the tensors that callers see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from headrace.kserve.v2.model_config_pb2 import ModelConfig
+from headrace.runtimes.base import TensorSpec, TextSpec
+from headrace.runtimes.datatypes import BYTES
+from headrace.runtimes.wire import Loaded
+from headrace.server.errors import LoadFailedError
+from headrace.server.repository.huggingface import CONFIG, TOKENIZER, HuggingFaceFolder
+from headrace.server.repository.labels import labels_of_id2label
+from headrace.server.repository.model import Task, TextSettings
+from headrace.server.repository.parameters import ModelParameters
+
+TEXT_TASKS: Final = frozenset({Task.EMBED, Task.CLASSIFY, Task.RERANK})
+INPUT: Final = "text"
+EMBEDDING: Final = "embedding"
+SCORES: Final = "scores"
+
+DEFAULT_MAX_TOKENS: Final = 512
+"""Where neither a parameter nor a file says how long a text may be; BERT's length."""
+
+_SEQUENCE_CLASSIFIER: Final = "ForSequenceClassification"
+_HEADLESS: Final = ("Model", "ForMaskedLM", "ForPreTraining")
+_GENERATORS: Final = ("LMHeadModel", "DoubleHeadsModel")
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """What the server and its workers need to serve texts.
+
+    ``width`` is the size of the one output (dimensions or labels) as far as the files say, else 0.
+    """
+
+    task: Task
+    settings: TextSettings
+    spec: TextSpec
+    width: int
+
+    def signature(self, loaded: Loaded) -> Loaded:
+        """Return the tensors that callers see in place of token ids."""
+        width = loaded.outputs[0].shape[-1] if loaded.outputs and loaded.outputs[0].shape else -1
+        if width < 1:
+            width = self.width or -1
+        name = EMBEDDING if self.task is Task.EMBED else SCORES
+        return Loaded(
+            inputs=(TensorSpec(INPUT, BYTES, (-1, 1)),),
+            outputs=(TensorSpec(name, "FP32", (-1, width)),),
+            platform=loaded.platform,
+        )
+
+
+def text_task(files: HuggingFaceFolder, config: ModelConfig, parameters: ModelParameters) -> Task | None:
+    """Return the task of a text model; None when the folder holds a model of tensors.
+
+    It is one when the ``task`` parameter says so and a tokeniser is there, or when nothing says otherwise: no
+    task, no tensors but ``text`` in the configuration, and the files of a Hugging Face text model.
+
+    Raises:
+        LoadFailedError: the task needs texts and there is no tokeniser, or the folder does not tell the task.
+    """
+    if parameters.task is not None:
+        if parameters.task not in TEXT_TASKS:
+            return None
+        if files.find(TOKENIZER) is None:
+            if parameters.task is Task.CLASSIFY and not _declares_text(config):
+                return None  # classifies something else, such as images
+            raise LoadFailedError(
+                f"{files.folder.name}: task '{parameters.task}' needs {TOKENIZER} beside the model; write it "
+                "with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                model=config.name,
+            )
+        return parameters.task
+    if (config.input or config.output) and not _declares_text(config):
+        return None
+    return _task_of_files(files) if files.is_text else None
+
+
+def load_text(
+    files: HuggingFaceFolder, parameters: ModelParameters, task: Task, labels: tuple[str, ...], label: str
+) -> TextModel:
+    """Read everything about the texts of a model; slow, for tokenisers have to be built.
+
+    Args:
+        files: the model's folder.
+        parameters: win over the files.
+        task: of :func:`text_task`.
+        labels: of the configuration's label file, if it has one.
+        label: what messages call the configuration.
+
+    Raises:
+        LoadFailedError: a file is missing or wrong, or a parameter does not fit the files.
+    """
+    head = "embed" if task is Task.EMBED else "classify"
+    tokenizer, pad_id = _load_tokenizer(files)
+    config = files.read(CONFIG)
+    names = parameters.labels or labels
+    if not names and head == "classify" and "id2label" in config:
+        names = labels_of_id2label(config["id2label"], f"{files.folder.name}/{CONFIG}: id2label")
+    multi_label = parameters.multi_label
+    if multi_label is None:
+        multi_label = config.get("problem_type") == "multi_label_classification"
+    prompts, default_prompt = files.prompts()
+    if parameters.default_prompt is not None:
+        default_prompt = parameters.default_prompt
+    if default_prompt and default_prompt not in prompts:
+        raise LoadFailedError(
+            f"{label}: parameters['default_prompt'] is '{default_prompt}', but the model has "
+            + (f"the prompts {', '.join(prompts)}" if prompts else "no prompts"),
+            model=files.folder.name,
+        )
+    width = len(names) if head == "classify" else _hidden_size(config)
+    pooling = parameters.pooling or (files.pooling() if head == "embed" else "mean")
+    if head == "embed":
+        _check_modules(files)
+    settings = TextSettings(
+        tokenizer=tokenizer,
+        max_tokens=_max_tokens(files, parameters, label),
+        prompts=prompts,
+        default_prompt=default_prompt,
+        normalize=parameters.normalize is not False,
+        labels=names if head == "classify" else (),
+        multi_label=multi_label,
+    )
+    return TextModel(task, settings, TextSpec(head=head, pooling=pooling, pad_id=pad_id), width)
+
+
+def _declares_text(config: ModelConfig) -> bool:
+    return any(tensor.name == INPUT for tensor in config.input)
+
+
+def _task_of_files(files: HuggingFaceFolder) -> Task:
+    architectures = files.architectures
+    if any(name.endswith(_SEQUENCE_CLASSIFIER) for name in architectures):
+        config = files.read(CONFIG)
+        count = len(config["id2label"]) if config.get("id2label") else config.get("num_labels") or 2
+        return Task.RERANK if count == 1 else Task.CLASSIFY
+    if files.modules() or files.find("1_Pooling/config.json") is not None:
+        return Task.EMBED
+    if all(name.endswith(_HEADLESS) and not name.endswith(_GENERATORS) for name in architectures):
+        return Task.EMBED
+    raise LoadFailedError(
+        f"{files.folder.name}/{CONFIG}: architecture {', '.join(architectures)} does not tell a task that "
+        f"this server has; set parameter 'task' to {', '.join(sorted(TEXT_TASKS))} to serve it as that",
+        model=files.folder.name,
+    )
+
+
+def _check_modules(files: HuggingFaceFolder) -> None:
+    for kind, path in files.modules():
+        if kind not in {"Transformer", "Pooling", "Normalize"}:
+            raise LoadFailedError(
+                f"{files.folder.name}/modules.json: module {kind} ('{path}') changes the embeddings and is "
+                "not supported; export the whole pipeline as one ONNX model",
+                model=files.folder.name,
+            )
+
+
+def _load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:
+    """Return the tokeniser without padding and truncation, and the id that pads."""
+    path = files.find(TOKENIZER)
+    if path is None:
+        raise LoadFailedError(f"{files.folder.name}: there is no {TOKENIZER}", model=files.folder.name)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise LoadFailedError(f"{files.folder.label(path)}: not a tokeniser: {error}") from error
+    padding = tokenizer.padding
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    pad_id = padding["pad_id"] if padding else files.read(CONFIG).get("pad_token_id")
+    if not isinstance(pad_id, int):
+        token = files.read("tokenizer_config.json").get("pad_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        pad_id = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    return tokenizer, pad_id if isinstance(pad_id, int) else 0
+
+
+def _max_tokens(files: HuggingFaceFolder, parameters: ModelParameters, label: str) -> int:
+    most = files.most_positions()
+    wanted = parameters.max_sequence_length
+    if wanted is None:
+        length = files.max_tokens() or DEFAULT_MAX_TOKENS
+        return min(length, most) if most else length
+    if most and wanted > most:
+        raise LoadFailedError(
+            f"{label}: parameters['max_sequence_length'] is {wanted}, but the model has {most} positions",
+            model=files.folder.name,
+        )
+    return wanted
+
+
+def _hidden_size(config: dict[str, object]) -> int:
+    size = config.get("hidden_size") or config.get("dim") or config.get("d_model")
+    return size if isinstance(size, int) else 0

@@ -1,0 +1,183 @@
+"""``inference.GRPCInferenceService``: the KServe v2 protocol with Triton's extensions, over gRPC."""
+
+
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from headrace.kserve.v2 import grpc_service_pb2 as pb
+from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
+from headrace.server.codecs.kserve_repository import (
+    check_model_name,
+    check_repository,
+    decode_load,
+    decode_unload,
+    encode_index,
+)
+from headrace.server.codecs.kserve_statistics import encode_statistics
+from headrace.server.codecs.tensors import decode_request, encode_response, fill_response
+from headrace.server.errors import (
+    DeadlineExceededError,
+    ExecutionFailedError,
+    HeadraceError,
+    QueueTimeoutError,
+    UnsupportedError,
+    WorkerCrashedError,
+)
+from headrace.server.services.ordered import answer_in_order
+from headrace.server.tasks.infer import infer
+from headrace.server.tasks.offload import call_by_size
+
+if TYPE_CHECKING:
+    from headrace.server.repository.registry import Repository
+    from headrace.server.services.call import Call
+    from headrace.server.tasks.tensors import InferResponse
+    from headrace.server.tasks.tokenization import Tokenizing
+
+STREAM_LIMIT: Final = 256
+"""Requests of one ModelStreamInfer call that are under way at the same time."""
+
+_AFTER_SCHEDULING: Final = (
+    ExecutionFailedError,
+    WorkerCrashedError,
+    QueueTimeoutError,
+    DeadlineExceededError,
+)
+"""What ends a request that the scheduler had taken; Triton reports these on a stream in more detail."""
+
+_FINAL: Final = "triton_final_response"
+
+
+def _not_offered(what: str) -> Callable[[Any, Any, Call], Awaitable[NoReturn]]:
+    async def refuse(self: object, request: object, call: Call) -> NoReturn:
+        raise UnsupportedError(f"{what} is not offered by this server")
+
+    return refuse
+
+
+class GRPCInferenceService:
+    """Implementation of the service.
+
+    Args:
+        repository: the models.
+        tokenizing: threads for texts and long computations.
+        server_id: name in the server's metadata.
+    """
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, server_id: str) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+        self._metadata = encode_server_metadata(server_id)
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        """Answer: a process that answers is alive."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
+        """Answer whether every model that should serve does."""
+        return pb.ServerReadyResponse(ready=self._repository.all_ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        """Answer whether a model version serves; an unknown one does not."""
+        return pb.ModelReadyResponse(ready=self._repository.is_ready(request.name, request.version))
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, call: Call
+    ) -> pb.ServerMetadataResponse:
+        """Answer name, version and extensions of the server."""
+        return self._metadata
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
+        """Answer a model's tensors, and its ready versions or the one that was asked for."""
+        model = call.model = self._repository.get(request.name, request.version)
+        versions = [model.version] if request.version else self._repository.versions(request.name)
+        return encode_model_metadata(model, versions)
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
+        """Answer a model's configuration with its defaults filled in."""
+        model = call.model = self._repository.get(request.name, request.version)
+        return pb.ModelConfigResponse(config=model.config)
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, call: Call
+    ) -> pb.ModelStatisticsResponse:
+        """Answer the counters of one model version, of all of a model, or of all models."""
+        return encode_statistics(self._repository.statistics(request.name, request.version))
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        """Run a model once."""
+        return encode_response(await self._infer(request, call))
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], call: Call
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Run models: one answer for each request, in the order of the requests.
+
+        A failed request is answered by its error's text and the stream goes on. With the metadata
+        ``triton_grpc_error: true`` the first failure of a model ends the stream with its status instead.
+        """
+        ends = call.headers.get("triton_grpc_error") == "true"
+
+        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            message = pb.ModelStreamInferResponse()
+            reply = message.infer_response
+            try:
+                fill_response(reply, await self._infer(request, call))
+            except HeadraceError as error:
+                scheduled = isinstance(error, _AFTER_SCHEDULING)
+                if ends and scheduled:
+                    raise
+                message.error_message = error.message
+                reply.id = request.id
+                if not scheduled:
+                    return message
+                reply.model_name, reply.model_version = request.model_name, request.model_version
+            reply.parameters[_FINAL].bool_param = True
+            return message
+
+        async for response in answer_in_order(requests, answer, STREAM_LIMIT):
+            yield response
+
+    async def _infer(self, request: pb.ModelInferRequest, call: Call) -> InferResponse:
+        model = call.model = self._repository.get(request.model_name, request.model_version)
+        # Raw data is passed on as it is; typed data is converted value by value.
+        converted = 0 if request.raw_input_contents else request.ByteSize()
+        decoded = await call_by_size(self._tokenizing, converted, decode_request, request)
+        return await infer(self._tokenizing, model, decoded)
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, call: Call
+    ) -> pb.RepositoryIndexResponse:
+        """Answer the models of the repositories with the states of their versions."""
+        check_repository(request.repository_name)
+        return encode_index(self._repository.index(ready=request.ready))
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, call: Call
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load or reload a model; answered when it is ready."""
+        check_repository(request.repository_name)
+        check_model_name(request.model_name)
+        overrides = decode_load(request.parameters)
+        await self._repository.load(request.model_name, config=overrides.config, files=overrides.files)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, call: Call
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload a model."""
+        check_repository(request.repository_name)
+        dependents = decode_unload(request.parameters)
+        await self._repository.unload(request.model_name, unload_dependents=dependents)
+        return pb.RepositoryModelUnloadResponse()
+
+    SystemSharedMemoryStatus = _not_offered("system shared memory")
+    SystemSharedMemoryRegister = _not_offered("system shared memory")
+    SystemSharedMemoryUnregister = _not_offered("system shared memory")
+    CudaSharedMemoryStatus = _not_offered("CUDA shared memory")
+    CudaSharedMemoryRegister = _not_offered("CUDA shared memory")
+    CudaSharedMemoryUnregister = _not_offered("CUDA shared memory")
+    TraceSetting = _not_offered("Triton's trace extension")
+    LogSettings = _not_offered("Triton's logging extension")

@@ -1,0 +1,62 @@
+"""The model APIs of the Open Innovation Cluster Manager over REST that no other family has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.server.codecs import oicm, tei
+from headrace.server.codecs.http_headers import compute_headers, retry_headers
+from headrace.server.codecs.json_body import decode
+from headrace.server.codecs.text_inputs import check_count, direction
+from headrace.server.errors import InputEmptyError
+from headrace.server.repository.model import Task
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.tasks.classify import ClassifyOptions, classify
+
+if TYPE_CHECKING:
+    from headrace.rest.v1 import oicm_pb2
+    from headrace.server.errors import HeadraceError
+    from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.tokenization import Tokenizing
+
+
+class OicmService:
+    """Facade of ``headrace.rest.v1.OicmService``.
+
+    Args:
+        repository: the models.
+        tokenizing: threads for tokenising.
+        max_inputs: most texts of one request.
+    """
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+        self._max_inputs = max_inputs
+
+    async def Classify(
+        self, request: oicm_pb2.OicmServiceClassifyRequest, call: Call
+    ) -> HttpReply:
+        """Label one text or a list of texts."""
+        body = decode(request.body.data, oicm.ClassifyBody)
+        batch = not isinstance(body.inputs, str)
+        inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        if not inputs:
+            raise InputEmptyError("`inputs` cannot be empty", field="inputs")
+        check_count(len(inputs), self._max_inputs)
+        name = call.model_id or body.model or ""
+        model = call.model = self._repository.resolve(name, Task.CLASSIFY, Task.RERANK)
+        options = ClassifyOptions(
+            raw_scores=bool(body.raw_scores),
+            top_k=body.top_k,
+            truncate=body.truncate,
+            direction=direction(body.truncation_direction),
+        )
+        result = await classify(self._tokenizing, model, inputs, options)
+        headers = compute_headers(inputs, result.token_counts, result.timings)
+        return HttpReply(oicm.classification_json(result, batch=batch), headers=headers)
+
+    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
+        """Answer ``{"error", "error_type"}``."""
+        status, body = tei.error_json(error, oicm=True)
+        return HttpReply(body, status=status, headers=retry_headers(status))

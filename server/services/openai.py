@@ -1,0 +1,93 @@
+"""The OpenAI API over REST: embeddings and models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.server.codecs import openai
+from headrace.server.codecs.http_headers import retry_headers
+from headrace.server.codecs.json_body import decode, encode
+from headrace.server.codecs.text_inputs import texts
+from headrace.server.codecs.vectors import json_embeddings
+from headrace.server.repository.model import Task
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.tasks.embed import EmbedOptions, embed
+from headrace.server.tasks.offload import call_by_size
+
+if TYPE_CHECKING:
+    from headrace.rest.v1 import openai_pb2
+    from headrace.server.errors import HeadraceError
+    from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.tokenization import Tokenizing
+
+ORIGINAL_PATH = "x-envoy-original-path"
+
+
+class OpenaiService:
+    """Facade of ``headrace.rest.v1.OpenaiService``.
+
+    Args:
+        repository: the models.
+        tokenizing: threads for tokenising and encoding.
+        max_inputs: most inputs of one embeddings request; 2048 is OpenAI's own limit.
+    """
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+        self._max_inputs = max_inputs
+
+    async def CreateEmbedding(
+        self, request: openai_pb2.OpenaiServiceCreateEmbeddingRequest, call: Call
+    ) -> HttpReply:
+        """Embed texts or token ids; inputs that are too long are cut."""
+        body = decode(request.body.data, openai.EmbeddingsBody)
+        inputs = texts(body.input, field="input", limit=self._max_inputs)
+        model = call.model = self._repository.resolve(call.model_id or body.model or "", Task.EMBED)
+        result = await embed(self._tokenizing, model, inputs, EmbedOptions(dimensions=body.dimensions))
+        vectors = result.vectors
+        data = await call_by_size(
+            self._tokenizing,
+            vectors.nbytes,
+            json_embeddings,
+            vectors,
+            base64=body.encoding_format == "base64",
+        )
+        return HttpReply(openai.embeddings_json(data, model.name, result.token_counts))
+
+    async def ListModels(
+        self,
+        request: openai_pb2.OpenaiServiceListModelsRequest,
+        call: Call,
+    ) -> HttpReply:
+        """List the ready models; below ``/models/{id}/proxy`` only that one."""
+        return HttpReply(encode({"object": "list", "data": self._cards(call)}))
+
+    async def GetModel(
+        self, request: openai_pb2.OpenaiServiceGetModelRequest, call: Call
+    ) -> HttpReply:
+        """Describe one model, ``name`` or ``name@version``."""
+        model = call.model = self._repository.resolve(request.model)
+        return HttpReply(encode(openai.model_card(request.model, model, self._repository.created)))
+
+    def _cards(self, call: Call) -> list[dict[str, Any]]:
+        created = self._repository.created
+        if call.model_id:
+            model = call.model = self._repository.resolve(call.model_id)
+            return [openai.model_card(call.model_id, model, created)]
+        models = self._repository.ready_models()
+        newest = {model.name: model.version for model in models}  # they come in ascending order
+        return [
+            openai.model_card(
+                model.name if model.version == newest[model.name] else f"{model.name}@{model.version}",
+                model,
+                created,
+            )
+            for model in models
+        ]
+
+    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
+        """Answer with OpenAI's error object."""
+        embeddings = "embeddings" in call.headers.get(ORIGINAL_PATH, "")
+        status, body = openai.error_json(error, embeddings=embeddings)
+        return HttpReply(body, status=status, headers=retry_headers(status))

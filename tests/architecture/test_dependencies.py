@@ -1,0 +1,194 @@
+"""The dependency rules of the design, read off the source with ``ast``: no module is imported here."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATED = ("_pb2.py", "_pb2_grpc.py")
+
+
+class Import(NamedTuple):
+    """One import statement's target, as a full module path."""
+
+    module: str
+    lazy: bool  # inside a function
+    typing_only: bool  # under ``if TYPE_CHECKING``
+
+
+def sources(folder: str) -> list[Path]:
+    files = sorted(path for path in (ROOT / folder).rglob("*.py") if not path.name.endswith(GENERATED))
+    assert files, f"{folder}/ has no sources: the rule would check nothing"
+    return files
+
+
+def imports(path: Path) -> Iterator[Import]:
+    def visit(node: ast.AST, *, lazy: bool, typing_only: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, lazy, typing_only) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                yield Import(child.module, lazy, typing_only)
+                yield from (
+                    Import(f"{child.module}.{alias.name}", lazy, typing_only) for alias in child.names
+                )
+            guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from visit(child, lazy=lazy or inner, typing_only=typing_only or guarded)
+
+    yield from visit(ast.parse(path.read_text()), lazy=False, typing_only=False)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+STUBS = ("headrace.kserve", "headrace.v1", "headrace.rest", "headrace.tei", "headrace.errors")
+
+
+@pytest.mark.parametrize("path", sources("runtimes"), ids=name)
+def test_runtimes_know_nothing_of_the_server(path: Path) -> None:
+    found = [
+        i.module for i in imports(path) if within(i.module, "headrace.server", "grpc", "grpc_health", *STUBS)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("path", [p for f in ("runtimes", "server", "envoy") for p in sources(f)], ids=name)
+def test_torch_and_onnxruntime_stay_in_their_folders(path: Path) -> None:
+    allowed = {"runtimes/torch": "torch", "runtimes/onnx": "onnxruntime"}
+    for item in imports(path):
+        for library in ("torch", "transformers", "onnxruntime"):
+            if not within(item.module, library) or item.typing_only:
+                continue
+            folder = str(path.parent.relative_to(ROOT))
+            if folder == "runtimes/convert":
+                assert item.lazy, f"{item.module} must be imported inside a function of a converter"
+                continue
+            home = allowed.get(folder)
+            assert home in {library, "torch" if library == "transformers" else None}, (
+                f"{item.module} in {folder}"
+            )
+
+
+WIRE_FREE = ("server/tasks", "server/scheduling", "server/workers", "server/telemetry")
+
+
+@pytest.mark.parametrize("path", [p for f in WIRE_FREE for p in sources(f)], ids=name)
+def test_tasks_and_scheduling_are_wire_free(path: Path) -> None:
+    found = [i.module for i in imports(path) if within(i.module, "grpc", "grpc_health", "google", *STUBS)]
+    assert not [m for m in found if path.parent.name != "telemetry" or not m.startswith("google")]
+
+
+@pytest.mark.parametrize("path", sources("server/repository"), ids=name)
+def test_the_repository_only_knows_the_model_config_message(path: Path) -> None:
+    stubs = {i.module for i in imports(path) if within(i.module, *STUBS)}
+    assert all("model_config" in module or module == "headrace.kserve.v2" for module in stubs), stubs
+    assert not [i.module for i in imports(path) if within(i.module, "grpc")]
+
+
+LAYERS = ("services", "tasks", "scheduling", "workers")
+
+
+@pytest.mark.parametrize("path", [p for f in LAYERS for p in sources(f"server/{f}")], ids=name)
+def test_layers_only_look_down(path: Path) -> None:
+    mine = path.relative_to(ROOT / "server").parts[0]
+    above = LAYERS[: LAYERS.index(mine)]
+    # The workers bring outcomes back to the scheduler they were attached to: batch values only.
+    back = ("headrace.server.scheduling.batch", "headrace.server.scheduling.batcher")
+    found = [
+        i.module
+        for i in imports(path)
+        if not i.typing_only and within(i.module, *(f"headrace.server.{layer}" for layer in above))
+    ]
+    assert not [m for m in found if not (mine == "workers" and within(m, *back))]
+
+
+@pytest.mark.parametrize("path", sources("server/services"), ids=name)
+def test_services_never_import_each_other(path: Path) -> None:
+    if path.name == "registry.py":
+        return
+    shared = {"call", "ordered"}
+    others = {p.stem for p in sources("server/services")} - shared - {"__init__", path.stem}
+    found = [
+        i.module
+        for i in imports(path)
+        if within(i.module, *(f"headrace.server.services.{o}" for o in others))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("path", sources("server/codecs"), ids=name)
+def test_codecs_are_pure(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not [n for n in ast.walk(tree) if isinstance(n, (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor))]
+    found = [
+        i.module
+        for i in imports(path)
+        if within(i.module, "asyncio", "socket", "pathlib", "os", "subprocess")
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
+def test_only_the_settings_read_the_environment(path: Path) -> None:
+    text = path.read_text()
+    if name(path) == "server/config.py":
+        return
+    # Libraries that are told to stay offline, and children that inherit: writing is not reading.
+    reads = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"os.getenv", "os.environ.get", "environ.get"}
+    ]
+    assert not reads
+
+
+@pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
+def test_no_module_level_mutable_state(path: Path) -> None:
+    for node in ast.parse(path.read_text()).body:
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)):
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            assert target == "__all__", (
+                f"{target} is a mutable module-level value: use a tuple, frozenset or MappingProxyType"
+            )
+
+
+@pytest.mark.parametrize(
+    "path", [p for f in ("server", "runtimes", "envoy", "tests", "benchmarks") for p in sources(f)], ids=name
+)
+def test_nothing_imports_the_folders_by_their_bare_names(path: Path) -> None:
+    assert not [i.module for i in imports(path) if within(i.module, "server", "runtimes")]
+
+
+@pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
+def test_no_http_server_in_python(path: Path) -> None:
+    banned = ("fastapi", "flask", "starlette", "uvicorn", "http.server", "aiohttp", "tornado")
+    assert not [i.module for i in imports(path) if within(i.module, *banned)]
+
+
+def test_files_are_short() -> None:
+    lengths = {
+        name(path): len(path.read_text().splitlines())
+        for folder in ("server", "runtimes", "envoy")
+        for path in sources(folder)
+        if path.name != "__init__.py"
+    }
+    assert not {path: count for path, count in lengths.items() if count > 400}
+    assert statistics.median(lengths.values()) <= 150
+
+
+def test_envoys_folder_is_no_package() -> None:
+    assert not (ROOT / "envoy" / "__init__.py").exists()

@@ -1,0 +1,171 @@
+"""Real worker processes under the real batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from headrace.runtimes.base import InstanceSpec
+from headrace.server.errors import HeadraceError, LoadFailedError, WorkerCrashedError
+from headrace.server.scheduling.batcher import Batcher
+from headrace.server.scheduling.policy import BatchingPolicy
+from headrace.server.scheduling.work import Part, PartInput
+from headrace.server.telemetry.statistics import ModelStatistics
+from headrace.server.workers.group import WorkerGroup
+from headrace.server.workers.instance import RestartPolicy
+
+FAST = RestartPolicy(initial_seconds=0.01, attempts=3)
+
+
+class Served:
+    """A running group and its batcher."""
+
+    def __init__(self, group: WorkerGroup, batcher: Batcher, failures: list[str]) -> None:
+        self.group = group
+        self.batcher = batcher
+        self.failures = failures
+
+    async def addsub(self, value: int, rows: int = 1) -> bool:
+        """Run one request and tell whether its answer is right."""
+        a = np.full((rows, 16), value, np.int32)
+        b = np.arange(16 * rows, dtype=np.int32).reshape(rows, 16)
+        inputs = [PartInput(f"INPUT{i}", "INT32", (rows, 16), x.tobytes()) for i, x in enumerate((a, b))]
+        (result,) = await self.batcher.run([Part(inputs, rows=rows, key="addsub")])
+        total, difference = (np.frombuffer(result[f"OUTPUT{i}"].data, np.int32) for i in range(2))
+        return bool((total == (a + b).ravel()).all() and (difference == (a - b).ravel()).all())
+
+
+@asynccontextmanager
+async def serve(
+    path: Path, *, count: int = 1, max_rows: int = 64, restarts: RestartPolicy = FAST
+) -> AsyncIterator[Served]:
+    failures: list[str] = []
+    statistics = ModelStatistics()
+    spec = InstanceSpec(model=path.parent.name, runtime="onnx", path=str(path))
+    group = WorkerGroup([spec] * count, restarts, on_restart=lambda: None, on_failed=failures.append)
+    await group.start()
+    batcher = Batcher(BatchingPolicy(max_rows=max_rows, join=max_rows > 1, max_queue=20_000), statistics)
+    group.attach(batcher)
+    try:
+        yield Served(group, batcher, failures)
+    finally:
+        await group.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_small_and_large_requests_give_right_answers(demo_repository: Path) -> None:
+    async with serve(demo_repository / "addsub" / "1") as served:
+        answers = await asyncio.gather(*(served.addsub(i, rows=1 + i % 7) for i in range(200)))
+        assert all(answers)
+        assert await served.addsub(1, rows=64 * 300)  # 1.2 MB per input: through the shared regions
+
+
+async def test_a_killed_worker_answers_what_ran_at_once_and_serves_the_rest_after_its_restart(
+    demo_repository: Path,
+) -> None:
+    async with serve(demo_repository / "addsub" / "1", max_rows=1) as served:
+        first = served.group.pids
+        os.kill(first[0], signal.SIGSTOP)  # so that batches are with it when it dies
+        tasks = [asyncio.ensure_future(served.addsub(i)) for i in range(20)]
+        await until(lambda: served.group.instances[0].batches > 0)
+        os.kill(first[0], signal.SIGKILL)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        crashed = [outcome for outcome in outcomes if isinstance(outcome, WorkerCrashedError)]
+        assert len(crashed) == 1
+        assert sum(outcome is True for outcome in outcomes) == 19
+        assert served.group.pids != first
+
+
+async def test_a_worker_that_keeps_dying_is_given_up_with_a_reason(demo_repository: Path) -> None:
+    async with serve(demo_repository / "addsub" / "1") as served:
+        deaths = 0
+        while not served.failures:
+            pids = served.group.pids
+            if pids and psutil.pid_exists(pids[0]):
+                os.kill(pids[0], signal.SIGKILL)
+                deaths += 1
+                await until(lambda: bool(served.failures) or served.group.pids != pids)
+            await asyncio.sleep(0.01)
+        assert served.failures == [f"the worker process died {FAST.attempts + 1} times in a row"]
+        assert deaths == FAST.attempts + 1
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"this is not a graph")
+    spec = InstanceSpec(model="broken", runtime="onnx", path=str(tmp_path))
+    group = WorkerGroup([spec], FAST, on_restart=lambda: None, on_failed=lambda _: None)
+    with pytest.raises(LoadFailedError) as raised:
+        await group.start()
+    assert "model.onnx" in raised.value.message or "protobuf" in raised.value.message.lower()
+    assert not [
+        child
+        for child in psutil.Process().children()
+        if "headrace.runtimes.worker" in " ".join(child.cmdline())
+    ]
+
+
+async def test_ten_thousand_cancelled_requests_leave_nothing_behind(demo_repository: Path) -> None:
+    async with serve(demo_repository / "addsub" / "1", count=2) as served:
+        assert await served.addsub(1)
+
+        async def burst(count: int) -> None:
+            tasks = [asyncio.ensure_future(served.addsub(i)) for i in range(count)]
+            for _ in range(3):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        for _ in range(5):
+            await burst(1000)
+        me, workers = psutil.Process(), [psutil.Process(pid) for pid in served.group.pids]
+        before = [process.memory_info().rss for process in (me, *workers)]
+        files = me.num_fds()
+        for _ in range(10):
+            await burst(1000)
+        assert served.batcher.waiting == 0
+        await until(
+            lambda: served.batcher.active == 0 and all(i.batches == 0 for i in served.group.instances)
+        )
+        after = [process.memory_info().rss for process in (me, *workers)]
+        assert all(late - early < 8 * 2**20 for early, late in zip(before, after, strict=True)), (
+            before,
+            after,
+        )
+        assert me.num_fds() == files
+        assert not [name for name in os.listdir("/dev/shm") if "headrace" in name]
+        assert await served.addsub(7)
+
+
+async def test_a_running_batch_that_nobody_waits_for_is_stopped(identity_repository: Path) -> None:
+    async with serve(identity_repository / "slow" / "1", max_rows=1) as served:
+        loaded = served.group.instances[0]
+        steps = PartInput("INPUT0", "INT32", (1, 1), np.ones((1, 1), np.int32).tobytes())
+        task = asyncio.ensure_future(served.batcher.run([Part([steps])]))
+        await until(lambda: loaded.batches == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: loaded.batches == 0)
+        assert served.group.pids, "the worker was stopped in its batch, not killed"
+
+
+async def test_stopping_ends_the_processes(demo_repository: Path) -> None:
+    async with serve(demo_repository / "addsub" / "1", count=2) as served:
+        pids = served.group.pids
+        assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises((HeadraceError, asyncio.TimeoutError)):
+        await asyncio.wait_for(served.addsub(1), 0.2)
