@@ -19,6 +19,8 @@ from benchmarks.scenarios import SCENARIOS, Point, Scenario, points
 from benchmarks.verify import WrongAnswerError
 
 HERE = Path(__file__).parent
+WIDTH = 140
+"""Columns of the tables where there is no terminal to ask."""
 
 
 def main(
@@ -46,6 +48,8 @@ def main(
 ) -> None:
     """Measure a running Headrace beside what the machine allows."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     chosen = _chosen(only)
     if show_list:
         for scenario in chosen:

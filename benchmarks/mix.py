@@ -17,7 +17,7 @@ SPECIAL_TOKENS: Final = 2
 
 
 def lengths(blocks: int, seed: int) -> list[int]:
-    """Draw the token counts of 32 texts for each of ``blocks``: 22 queries and 10 passages a block, shuffled."""
+    """Draw the token counts of ``blocks`` blocks of 32 texts: 22 queries and 10 passages each, shuffled."""
     source = random.Random(seed)  # noqa: S311 - the same texts every time is the point
     drawn: list[int] = []
     for _ in range(blocks):

@@ -60,11 +60,13 @@ def ask(
     requests = credited(outcome.starts, outcome.ends, window)
     durations = latencies_ms(outcome.starts, outcome.ends, window)
     other = spent.pop("other")
+    items = credited(outcome.starts, outcome.ends, window, outcome.weights)
     return Measurement(
-        rate=credited(outcome.starts, outcome.ends, window, outcome.weights) / window.seconds,
+        rate=items / window.seconds,
         p50_ms=percentile(durations, 0.50),
         p99_ms=percentile(durations, 0.99),
         cpu={name: value * 1000 / requests if requests else float("nan") for name, value in spent.items()},
+        cpu_per_item=sum(spent.values()) * 1000 / items if items else float("nan"),
         other_cores=other / window.seconds,
         failed=outcome.failed,
         errors=outcome.errors,

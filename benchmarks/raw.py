@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
-from typing import Any, Final, Protocol, Self, cast
+from typing import Any, Final, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -19,11 +19,8 @@ from benchmarks.estimates import Times, Window, credited
 from benchmarks.workloads import Workload
 
 START_SECONDS: Final = 60.0
-FINALISTS: Final = 3
-"""Candidates of a search that are measured a second time."""
-
-FINAL: Final = 3
-"""How many times longer that is."""
+PASSES: Final = 2
+"""Times that a search tries every candidate; the better time counts, as others can only slow a loop down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +92,35 @@ class RawPool:
                 process.kill()
                 process.join()
 
-    def measure(self, batch: int, group: int, seconds: float, warmup: float = 0.3) -> float:
-        """Return items per second over ``seconds``, after ``warmup`` seconds."""
+    def measure(self, batch: int, group: int, seconds: float, warmup: float = 0.3) -> Rate:
+        """Return what the loops did in ``seconds``, after ``warmup`` seconds."""
         begin = time.monotonic() + warmup
         window = Window(begin, begin + seconds)
         for connection in self._connections:
             connection.send(Task(batch, group, window.end))
-        total = 0.0
+        items = done = cpu = 0.0
         for connection in self._connections:
-            starts, ends, weights = connection.recv()
-            total += credited(starts, ends, window, weights)
-        return total / window.seconds
+            spans: Spans = connection.recv()
+            items += credited(spans.starts, spans.ends, window, spans.weights)
+            done += float(spans.weights.sum())
+            cpu += spans.cpu
+        return Rate(items / window.seconds, cpu * 1000 / done if done else float("nan"))
+
+
+class Rate(NamedTuple):
+    """Items per second, and CPU-seconds per 1,000 items."""
+
+    items: float
+    cpu: float
+
+
+class Spans(NamedTuple):
+    """When each batch of one instance began and ended, what it was worth, and CPU-seconds of them all."""
+
+    starts: Times
+    ends: Times
+    weights: Times
+    cpu: float
 
 
 def session_of(workload: Workload, threads: int, *, spinning: bool) -> ort.InferenceSession:
@@ -127,12 +142,11 @@ def _serve(connection: Connection, workload: Workload, layout: Layout, counter: 
             connection.send(_loop(session, workload, connection.recv(), counter))
 
 
-def _loop(
-    session: ort.InferenceSession, workload: Workload, task: Task, counter: Counter
-) -> tuple[Times, Times, Times]:
+def _loop(session: ort.InferenceSession, workload: Workload, task: Task, counter: Counter) -> Spans:
     """Take batches in turn with the other instances; a batch begun before the end is finished."""
     feeds = workload.feeds(task.batch, task.group)
     lock = counter.get_lock()
+    cpu = time.process_time()
     spans: list[tuple[float, float, float]] = []
     while (start := time.monotonic()) < task.until:
         with lock:
@@ -142,7 +156,7 @@ def _loop(
         workload.run(session, feed)
         spans.append((start, time.monotonic(), feed.weight))
     columns = np.asarray(spans, np.float64).reshape(-1, 3)
-    return columns[:, 0], columns[:, 1], columns[:, 2]
+    return Spans(columns[:, 0], columns[:, 1], columns[:, 2], time.process_time() - cpu)
 
 
 def layouts(cores: int) -> list[Layout]:
@@ -164,18 +178,16 @@ class Best:
 def search(
     workload: Workload, candidates: Sequence[Layout], batches: Sequence[int], group: int, seconds: float
 ) -> Best:
-    """Try every layout with every batch size for ``seconds``, the best of them longer; return the fastest."""
-    tried: list[tuple[float, Layout, int]] = []
-    for layout in candidates:
-        with RawPool(workload, layout) as pool:
-            tried += [(pool.measure(batch, group, seconds), layout, batch) for batch in batches]
-    finalists = sorted(tried, key=lambda entry: entry[0], reverse=True)[:FINALISTS]
-    longer = []
-    for _, layout, batch in finalists:
-        with RawPool(workload, layout) as pool:
-            longer.append((pool.measure(batch, group, FINAL * seconds), layout, batch))
-    _, layout, batch = max(longer, key=lambda entry: entry[0])
-    return Best(layout, batch, tuple((str(each), size, rate) for rate, each, size in tried))
+    """Try every layout with every batch size, ``seconds`` at a time, and return the fastest."""
+    rates: dict[tuple[Layout, int], float] = {}
+    for _ in range(PASSES):
+        for layout in candidates:
+            with RawPool(workload, layout) as pool:
+                for batch in batches:
+                    rate = pool.measure(batch, group, seconds).items
+                    rates[layout, batch] = max(rate, rates.get((layout, batch), 0.0))
+    layout, batch = max(rates, key=lambda candidate: rates[candidate])
+    return Best(layout, batch, tuple((str(each), size, rate) for (each, size), rate in rates.items()))
 
 
 def group_batches(batches: Sequence[int], group: int) -> list[int]:

@@ -23,10 +23,10 @@ TWIN: Final = "one at a time"
 
 
 class Reading(NamedTuple):
-    """Items per second, and the server's CPU-seconds per 1,000 requests where there is a server."""
+    """Items per second, and CPU-seconds per 1,000 items (for a server: its own, per 1,000 requests)."""
 
     rate: float
-    server_cpu: float = 0.0
+    cpu: float
 
 
 class Reference(Protocol):
@@ -49,9 +49,10 @@ class Loop:
 
     def measure(self, seconds: float) -> Reading:
         """Run the loops for ``seconds``."""
-        rate = self.pool.measure(self.batch, self.group, seconds)
+        rate, cpu = self.pool.measure(self.batch, self.group, seconds)
         self.result.rates.append(rate)
-        return Reading(rate)
+        self.result.cpu.append(cpu)
+        return Reading(rate, cpu)
 
 
 @dataclass(slots=True)
@@ -66,7 +67,10 @@ class Empty:
 
     def __post_init__(self) -> None:
         """Name the result."""
-        self.result = ReferenceResult(f"empty, {self.clients} clients", "grpc.aio, uvloop, one process")
+        self.result = ReferenceResult(
+            f"empty handler, {self.clients} client{'s' if self.clients > 1 else ''}",
+            "grpc.aio, uvloop, one process",
+        )
 
     def measure(self, seconds: float) -> Reading:
         """Ask it for ``seconds``."""
@@ -75,7 +79,7 @@ class Empty:
         if measured.failed:
             raise RuntimeError(f"the empty handler {METHOD} failed: {measured.errors}")
         self.result.rates.append(measured.rate)
-        self.result.server_cpu.append(measured.cpu["server"])
+        self.result.cpu.append(measured.cpu["server"])
         return Reading(measured.rate, measured.cpu["server"])
 
 

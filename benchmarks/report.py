@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.bars import Verdict
 from benchmarks.results import RunResult
-from benchmarks.table import caption, cells, columns, verdict_cells
+from benchmarks.table import cells, columns, notes, verdict_cells
 
 SCHEMA = 1
 
@@ -46,7 +46,7 @@ def markdown(result: RunResult, verdicts: Sequence[Verdict], charts: Sequence[Pa
         f"Python {machine['python']}; {versions}; revision {machine['revision']}{changed}."
     )
     method = (
-        f"{options['rounds']} rounds of {options['seconds']} s a point; ratios are medians of the rounds' ratios, "
+        f"{options['rounds']} rounds of {options['seconds']} s a point; ratios are medians over the rounds, "
         "each related to its references right before and after it."
     )
     lines = [f"# Benchmarks of {result.started}", "", facts, "", method, ""]
@@ -61,7 +61,7 @@ def markdown(result: RunResult, verdicts: Sequence[Verdict], charts: Sequence[Pa
     for scenario in result.scenarios:
         rows = (cells(scenario, point) for point in scenario.points)
         lines += ["", f"## {scenario.name}: {scenario.title}", "", *_rows(columns(scenario), rows)]
-        lines += ["", caption(scenario) + "."]
+        lines += ["", *(f"* {note}" for note in notes(scenario))]
     return "\n".join(lines) + "\n"
 
 

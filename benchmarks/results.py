@@ -19,10 +19,12 @@ class Measurement:
         p50_ms: median latency of a request.
         p99_ms: 99th percentile of it.
         cpu: CPU-seconds per 1,000 requests of each group of processes.
+        cpu_per_item: CPU-seconds of all groups together per 1,000 items.
         other_cores: cores that other processes kept busy.
         failed: requests that were not answered well.
         errors: the first of their errors.
         of_raw: ``rate`` ÷ raw limit; only where the scenario has one.
+        cpu_of_raw: ``cpu_per_item`` ÷ that of the raw loops; steadier than ``of_raw`` on a busy machine.
         of_twin: ``rate`` ÷ the bare loop that takes one request at a time; only for a single client.
         of_empty: ``rate`` ÷ the handler that does nothing; only for the tiny model.
         server_cpu_of_empty: the server's own CPU a request ÷ that of the handler that does nothing.
@@ -32,10 +34,12 @@ class Measurement:
     p50_ms: float
     p99_ms: float
     cpu: dict[str, float]
+    cpu_per_item: float
     other_cores: float
     failed: int = 0
     errors: list[str] = field(default_factory=list)
     of_raw: float | None = None
+    cpu_of_raw: float | None = None
     of_twin: float | None = None
     of_empty: float | None = None
     server_cpu_of_empty: float | None = None
@@ -76,7 +80,7 @@ class ReferenceResult:
     setup: str
     rates: list[float] = field(default_factory=list)
     tried: Sequence[tuple[str, int, float]] = ()
-    server_cpu: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:

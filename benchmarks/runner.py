@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class ScenarioRun:
         self._workload = WORKLOADS[scenario.workload](options.repository / scenario.model)
         self._payloads: dict[str, Payload] = {
             name: BUILDERS[name](scenario, self._workload)
-            for name in {route.payload for route in scenario.routes}
+            for name in {point.route.payload for point in points}
         }
         self._points = points
         self._latest: dict[str, Reading] = {}
@@ -83,14 +83,9 @@ class ScenarioRun:
                 Server(options.repository, scenario.model, options.log, options.arguments)
             )
             load = stack.enter_context(LoadGenerator())
-            answers, verified = self._verify(server)
+            verified = self._verify(server)
             if scenario.reference == "empty":
-                route = next(
-                    route for route in scenario.routes if self._payloads[route.payload].protocol == "grpc"
-                )
-                clients = sorted({point.clients for point in self._points})
-                payload = self._payloads[route.payload]
-                references |= stack.enter_context(empties(load, payload, answers[route.payload], clients))
+                references |= stack.enter_context(self._empties(server, load))
             results = [PointResult(point.route.name, point.clients) for point in self._points]
             for round_number in range(options.rounds):
                 for number, (point, result) in enumerate(zip(self._points, results, strict=True)):
@@ -101,15 +96,20 @@ class ScenarioRun:
             [reference.result for reference in references.values()], results, verified,
         )  # fmt: skip
 
-    def _verify(self, server: Server) -> tuple[dict[str, bytes], str]:
+    def _verify(self, server: Server) -> str:
         """Compare every route's first answer with the bare model's."""
         truth = verify.expected(self._workload, self._scenario.items)
-        answers = {}
-        largest = 0.0
-        for name, payload in self._payloads.items():
-            answers[name] = verify.first_answer(server.grpc, server.http, payload)
-            largest = max(largest, verify.difference(answers[name], payload, truth))
-        return answers, f"answers differ from the bare model's by at most {largest:.1e}"
+        largest = max(
+            verify.difference(verify.first_answer(server.grpc, server.http, payload), payload, truth)
+            for payload in self._payloads.values()
+        )
+        return f"answers differ from the bare model's by at most {largest:.1e}"
+
+    def _empties(self, server: Server, load: LoadGenerator) -> AbstractContextManager[dict[str, Reference]]:
+        """Start a handler that does nothing and answers as many bytes as the real one."""
+        payload = BUILDERS["addsub-grpc"](self._scenario, self._workload)
+        answer = verify.first_answer(server.grpc, server.http, payload)
+        return empties(load, payload, answer, sorted({point.clients for point in self._points}))
 
     def _measure(
         self,
@@ -158,11 +158,10 @@ def relate(
 
     if RAW in before:
         measured.of_raw = of(RAW)
+        measured.cpu_of_raw = ratio(measured.cpu_per_item, before[RAW].cpu, after[RAW].cpu)
     if TWIN in before:
         measured.of_twin = of(TWIN)
     empty = empty_name(point.clients)
     if empty in before:
         measured.of_empty = of(empty)
-        measured.server_cpu_of_empty = ratio(
-            measured.cpu["server"], before[empty].server_cpu, after[empty].server_cpu
-        )
+        measured.server_cpu_of_empty = ratio(measured.cpu["server"], before[empty].cpu, after[empty].cpu)

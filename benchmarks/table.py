@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bars import Verdict
+from benchmarks.estimates import middle
 from benchmarks.results import CPU_GROUPS, PointResult, ScenarioResult
 
 METRIC_NAMES = {
@@ -35,7 +37,8 @@ def relations_of(scenario: ScenarioResult) -> list[tuple[str, str]]:
     """Return (head, metric) of the ratios that a scenario has."""
     known = (
         ("÷ raw", "of_raw"),
-        ("÷ one at a time", "of_twin"),
+        ("CPU ÷ raw", "cpu_of_raw"),
+        ("÷ one by one", "of_twin"),
         ("÷ empty", "of_empty"),
         ("server CPU ÷ empty", "server_cpu_of_empty"),
     )
@@ -62,34 +65,35 @@ def cells(scenario: ScenarioResult, point: PointResult) -> list[str]:
 
 def show(console: Console, scenario: ScenarioResult) -> None:
     """Print a scenario."""
-    table = Table(title=f"{scenario.name}: {scenario.title}", title_justify="left", caption=caption(scenario))
+    table = Table(
+        title=f"{scenario.name}: {scenario.title}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for index, head in enumerate(columns(scenario)):
-        table.add_column(head, justify="left" if index == 0 else "right")
+        table.add_column(head.replace(" ", "\n", 1), justify="left" if index == 0 else "right", no_wrap=True)
     for point in scenario.points:
         table.add_row(*cells(scenario, point))
     console.print(table)
+    for note in notes(scenario):
+        console.print(f"  {note}", highlight=False, markup=False)
     for point in scenario.points:
         for error in next((each.errors for each in point.rounds if each.errors), [])[:1]:
             console.print(f"  {point.route}, {point.clients} clients: {error}", style="red", markup=False)
+    console.print()
 
 
-def caption(scenario: ScenarioResult) -> str:
+def notes(scenario: ScenarioResult) -> list[str]:
     """Say what the references were and how CPU is counted."""
-    parts = []
+    lines = []
     for reference in scenario.references:
-        cpu = (
-            f", {number(sum(reference.server_cpu) / len(reference.server_cpu))} CPU-s per 1,000"
-            if reference.server_cpu
-            else ""
-        )
-        parts.append(
-            f"{reference.name}: {number(reference.rate, 1)} {scenario.unit}/s ({reference.setup}{cpu})"
-        )
-    parts.append("CPU in seconds per 1,000 requests")
+        cpu = middle(reference.cpu)
+        cost = "" if cpu is None else f", {number(cpu)} CPU-s per 1,000"
+        rate = f"{number(reference.rate, 1)} {scenario.unit}/s"
+        lines.append(f"{reference.name}: {rate} ({reference.setup}{cost})")
+    lines.append("CPU: seconds per 1,000 requests; CPU ÷ raw: all processes and the client, per item")
     if any(point.disturbed for point in scenario.points):
-        parts.append("* something else kept over 5 % of a core busy")
-    parts.append(scenario.verified)
-    return "; ".join(parts)
+        lines.append("*: something else kept over 5 % of a core busy")
+    lines.append(scenario.verified)
+    return lines
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
@@ -107,7 +111,9 @@ def verdict_cells(verdict: Verdict) -> list[str]:
 
 def show_verdicts(console: Console, verdicts: Iterable[Verdict]) -> None:
     """Print the bars."""
-    table = Table("where", "what", "bar", "measured", "", title="Bars", title_justify="left")
+    table = Table(
+        "where", "what", "bar", "measured", "", title="Bars", title_justify="left", box=box.SIMPLE_HEAD
+    )
     styles = {True: "green", False: "red", None: "dim"}
     for verdict in verdicts:
         table.add_row(*verdict_cells(verdict), style=styles[verdict.met])

@@ -27,6 +27,7 @@ from headrace.envoy.descriptors import (
 )
 from headrace.envoy.filters import http_filters
 from headrace.envoy.listener import listener
+from headrace.envoy.local_replies import local_reply_config
 from headrace.envoy.options import BootstrapOptions, TlsOptions
 from headrace.envoy.routes import metrics_route_config, route_config
 
@@ -38,14 +39,20 @@ MAX_CONNECTIONS: Final = 50_000
 GOLDEN: Final = Path(__file__).parent.parent / "tests" / "golden" / "envoy-bootstrap.yaml"
 
 
-def _document(
+def _listeners(
     options: BootstrapOptions, found: Sequence[Binding], filters: list[dict[str, Any]]
-) -> dict[str, Any]:
-    listeners = [listener("rest", options.listen_port, options, filters, route_config(options, found))]
+) -> list[dict[str, Any]]:
+    replies = local_reply_config(options, found)
+    ports = [("rest", options.listen_port, route_config(options))]
     if options.metrics_port is not None:
-        listeners.append(
-            listener("metrics", options.metrics_port, options, filters, metrics_route_config(found))
-        )
+        ports.append(("metrics", options.metrics_port, metrics_route_config(found)))
+    return [
+        listener(options, name, port, filters=filters, replies=replies, routes=routes)
+        for name, port, routes in ports
+    ]
+
+
+def _document(options: BootstrapOptions, listeners: list[dict[str, Any]]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "static_resources": {"listeners": listeners, "clusters": [cluster(options.upstream_socket)]},
         # One expression holds all paths that take the same verbs; RE2 matches it in one pass.
@@ -88,7 +95,7 @@ def render(options: BootstrapOptions, services: Sequence[ServiceDescriptor]) -> 
         raise ValueError("none of the services has a google.api.http rule")
     names = [service.full_name for service in rest]
     filters = http_filters(options, descriptor_set(rest), names, path_variables(rest))
-    return _document(options, bindings(rest), filters)
+    return _document(options, _listeners(options, bindings(rest), filters))
 
 
 def to_json(document: dict[str, Any]) -> str:

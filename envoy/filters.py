@@ -77,6 +77,7 @@ def http_filters(
             proto_descriptor_bin=base64.b64encode(descriptor_set).decode(),
             services=list(services),
             convert_grpc_status=True,
+            request_validation_options={"reject_unknown_method": True},
             ignore_unknown_query_parameters=True,
             ignored_query_parameters=list(path_variables),
             url_unescape_spec="ALL_CHARACTERS",

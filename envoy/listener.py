@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from headrace.envoy.local_replies import local_reply_config
-from headrace.envoy.options import BootstrapOptions
+from headrace.envoy.options import MAX_HEADERS, MAX_HEADERS_KB, BootstrapOptions
 from headrace.envoy.tls import transport_socket
 
 #: Request headers that only request.lua may set; what comes from outside is removed first of all.
 MODEL_HEADER: Final = "x-headrace-model"
 SURFACE_HEADER: Final = "x-headrace-surface"
-
-MAX_HEADERS_KB: Final = 60
-MAX_HEADERS: Final = 200
 
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
 
@@ -69,7 +65,10 @@ def _removed_headers(options: BootstrapOptions) -> dict[str, Any]:
 
 
 def _connection_manager(
-    options: BootstrapOptions, filters: list[dict[str, Any]], routes: dict[str, Any]
+    options: BootstrapOptions,
+    filters: list[dict[str, Any]],
+    replies: dict[str, Any],
+    routes: dict[str, Any],
 ) -> dict[str, Any]:
     """HTTP/1.0, 1.1 and 2 (prior knowledge) on one port; a stream may last as long as it likes."""
     return {
@@ -95,7 +94,7 @@ def _connection_manager(
         "request_headers_timeout": "60s",
         **_request_id(),
         **_removed_headers(options),
-        "local_reply_config": local_reply_config(options),
+        "local_reply_config": replies,
         **_access_log(options),
         "route_config": routes,
         "http_filters": filters,
@@ -103,14 +102,20 @@ def _connection_manager(
 
 
 def listener(
-    name: str, port: int, options: BootstrapOptions, filters: list[dict[str, Any]], routes: dict[str, Any]
+    options: BootstrapOptions,
+    name: str,
+    port: int,
+    *,
+    filters: list[dict[str, Any]],
+    replies: dict[str, Any],
+    routes: dict[str, Any],
 ) -> dict[str, Any]:
     """A TCP listener.
 
     The port is not shared: with SO_REUSEPORT a second server on the same port would start without an error
     and take half of the connections. Keep-alive probes find clients that vanished during a stream of hours.
     """
-    manager = _connection_manager(options, filters, routes)
+    manager = _connection_manager(options, filters, replies, routes)
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     return {
         "name": name,

@@ -8,6 +8,10 @@ from typing import Final
 
 DEFAULT_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
+#: Largest request headers, in KiB and in lines; more is answered 431.
+MAX_HEADERS_KB: Final = 60
+MAX_HEADERS: Final = 200
+
 #: Linux and macOS refuse longer paths in ``sockaddr_un``; the smaller of the two, without the final NUL.
 MAX_SOCKET_PATH: Final = 103
 

@@ -15,15 +15,16 @@ local function facade_status(headers, kind, status)
   end
 end
 
+-- Waiting for the body ends the life of the headers object that was there before.
 -- The transcoder prints a failed RPC as google.rpc.Status: its message is called "error" by all REST clients.
-local function status_body(handle, headers)
+local function status_body(handle)
   local body = handle:body()
   if body == nil then return end
   local code, rest = body:getBytes(0, body:length()):match('^{"code":(%d+),"message":(.*)}$')
   if code == nil then return end
   local name = NAMES[tonumber(code)] or "unknown"
   local length = body:setBytes('{"error":' .. rest .. ',"error_type":"' .. name .. '"}')
-  headers:replace("content-length", length)
+  handle:headers():replace("content-length", length)
 end
 
 function envoy_on_response(handle)
@@ -33,6 +34,6 @@ function envoy_on_response(handle)
   if status ~= nil then
     facade_status(headers, kind, status)
   elseif kind == "application/json" then
-    status_body(handle, headers)
+    status_body(handle)
   end
 end

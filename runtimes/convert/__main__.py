@@ -17,20 +17,33 @@ from headrace.runtimes.convert.recipes import RECIPES
 
 def main() -> int:
     """Parse the arguments, build, and report on standard error; 1 when a model could not be built."""
-    parser = argparse.ArgumentParser(prog="headrace.runtimes.convert", description="Build the demo model repository.")
+    parser = argparse.ArgumentParser(
+        prog="headrace.runtimes.convert", description="Build the demo model repository."
+    )
     parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="the model repository")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="downloaded packages (default: DIR/../packages)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="downloaded packages (default: DIR/../packages)"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(RECIPES)} (default: all)")
     arguments = parser.parse_args()
     console = Console(stderr=True)
-    columns = (TextColumn("{task.fields[step]:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[detail]}"))
-    with Bar(*columns, console=console) as bar:
+    columns = (
+        TextColumn("{task.fields[step]:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("pull", total=None, step="", detail="")
 
         def show(progress: Progress) -> None:
             bar.update(
-                task, total=progress.total, completed=progress.done, step=progress.step, detail=progress.detail
+                task,
+                total=progress.total,
+                completed=progress.done,
+                step=progress.step,
+                detail=progress.detail,
             )
             if not console.is_terminal:
                 console.print(f"{progress.step}: {progress.detail}" if progress.step else progress.detail)

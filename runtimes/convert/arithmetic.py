@@ -44,7 +44,9 @@ def addsub_graph(*, batched: bool) -> onnx.GraphProto:
     return helper.make_graph(nodes, "addsub", inputs, outputs)
 
 
-def addsub_config(name: str, *, batched: bool, labels: bool = False, all_versions: bool = False) -> pbtxt.ModelConfig:
+def addsub_config(
+    name: str, *, batched: bool, labels: bool = False, all_versions: bool = False
+) -> pbtxt.ModelConfig:
     """The configuration of an addsub model; ``labels`` names labels.txt for OUTPUT0."""
     return pbtxt.ModelConfig(
         name=name,
@@ -63,7 +65,9 @@ def addsub_config(name: str, *, batched: bool, labels: bool = False, all_version
 def build_addsub(job: Job) -> Checks:
     """The demo model ``addsub``."""
     save(job.version / "model.onnx", addsub_graph(batched=True))
-    (job.target / "labels.txt").write_text("".join(f"label{index}\n" for index in range(WIDTH)), encoding="utf-8")
+    (job.target / "labels.txt").write_text(
+        "".join(f"label{index}\n" for index in range(WIDTH)), encoding="utf-8"
+    )
     pbtxt.write(job.target, addsub_config(job.target.name, batched=True, labels=True))
     session = ort.InferenceSession(job.version / "model.onnx", providers=["CPUExecutionProvider"])
     left, right = np.arange(2 * WIDTH, dtype=np.int32).reshape(2, WIDTH), np.full((2, WIDTH), 7, np.int32)

@@ -11,7 +11,12 @@ from headrace.runtimes.convert.job import Job
 
 
 def write_config(
-    job: Job, labels: Sequence[str], *, config: Mapping[str, Any], settings: Mapping[str, str], max_batch_size: int
+    job: Job,
+    labels: Sequence[str],
+    *,
+    config: Mapping[str, Any],
+    settings: Mapping[str, str],
+    max_batch_size: int,
 ) -> None:
     """Write config.pbtxt, labels.txt and a Hugging Face config.json with the labels.
 

@@ -61,7 +61,9 @@ def pull(
             entries[name] = _build(name, destination, cache, tell)
             manifest.write(destination, entries)
             built.append(name)
-    progress(Progress("", f"{len(built)} built, {len(wanted) - len(built)} up to date", len(wanted), len(wanted)))
+    progress(
+        Progress("", f"{len(built)} built, {len(wanted) - len(built)} up to date", len(wanted), len(wanted))
+    )
     return built
 
 

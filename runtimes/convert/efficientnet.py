@@ -54,14 +54,21 @@ def build(job: Job) -> Checks:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, (torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE),), str(path), dynamo=False, opset_version=OPSET,
-            input_names=["pixel_values"], output_names=["logits"],
+            model,
+            (torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=["logits"],
             dynamic_axes={"pixel_values": {0: "batch"}, "logits": {0: "batch"}},
         )
     onnx.checker.check_model(onnx.load(path), full_check=True)
     names = class_names(job)
     (job.target / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    (job.version / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8")
+    (job.version / "preprocessor_config.json").write_text(
+        json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8"
+    )
     pbtxt.write(
         job.target,
         pbtxt.ModelConfig(
@@ -84,7 +91,9 @@ def build(job: Job) -> Checks:
         msg = f"the sample images are classified as {best}, expected {KNOWN_IMAGES}"
         raise ConversionError(msg)
     return {
-        "max_abs_difference": require("difference to torch", float(np.abs(logits - expected).max()), below=TOLERANCE),
+        "max_abs_difference": require(
+            "difference to torch", float(np.abs(logits - expected).max()), below=TOLERANCE
+        ),
         **{f"top_class_of_{name}": index for (name, _), index in zip(KNOWN_IMAGES, best, strict=True)},
     }
 

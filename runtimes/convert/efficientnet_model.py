@@ -61,7 +61,9 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class Block(nn.Module):
     """An inverted bottleneck: widen, filter each channel, narrow; with a shortcut where the shapes agree."""
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int, size: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int, size: int
+    ) -> None:
         """A block for an image of ``size`` pixels."""
         super().__init__()
         wide = inputs * expansion

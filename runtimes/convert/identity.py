@@ -114,7 +114,9 @@ def _slow(folder: Path) -> None:
         helper.make_node("Add", ["INPUT0", "zero_int"], ["OUTPUT0"]),
     ]
     shape = ["batch", 1]
-    tensors = [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("INPUT0", "OUTPUT0")]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("INPUT0", "OUTPUT0")
+    ]
     constants: list[onnx.TensorProto] = [
         numpy_helper.from_array(rotation.astype(np.float32), "rotation"),
         numpy_helper.from_array(np.int64(SLOW_STEPS), "steps"),

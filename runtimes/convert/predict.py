@@ -63,10 +63,14 @@ def build_iris(job: Job) -> Checks:
             },
         ),
     )
-    (job.target / "labels.txt").write_text("".join(f"{name}\n" for name in data.target_names), encoding="utf-8")
+    (job.target / "labels.txt").write_text(
+        "".join(f"{name}\n" for name in data.target_names), encoding="utf-8"
+    )
     return {
         "labels_unlike_scikit_learn": require(
-            "rows labelled unlike scikit-learn", float((label[:, 0] != forest.predict(data.data)).sum()), below=1
+            "rows labelled unlike scikit-learn",
+            float((label[:, 0] != forest.predict(data.data)).sum()),
+            below=1,
         ),
         "max_abs_difference": require("difference to scikit-learn", difference, below=1e-5),
         "held_out_accuracy": round(accuracy, 4),
@@ -77,7 +81,9 @@ def build_iris(job: Job) -> Checks:
 def build_diabetes(job: Job) -> Checks:
     """``diabetes``: linear regression in double precision; FP64 [10] -> prediction FP64 [1]."""
     data = load_diabetes()
-    fit_x, test_x, fit_y, test_y = train_test_split(data.data, data.target, test_size=HELD_OUT, random_state=0)
+    fit_x, test_x, fit_y, test_y = train_test_split(
+        data.data, data.target, test_size=HELD_OUT, random_state=0
+    )
     regression = LinearRegression().fit(fit_x, fit_y)
     width = data.data.shape[1]
     model = to_onnx(

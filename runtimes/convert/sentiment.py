@@ -53,7 +53,9 @@ def build(job: Job) -> Checks:
     head = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000).fit(fit_x, fit_y)
     guesses, scores = head.predict(test_x), head.predict_proba(test_x)
     polar = np.asarray(test_y) != sentiment_data.LABELS.index("neutral")
-    polarity = (scores[:, 2] > scores[:, 0]) == (np.asarray(test_y) == sentiment_data.LABELS.index("positive"))
+    polarity = (scores[:, 2] > scores[:, 0]) == (
+        np.asarray(test_y) == sentiment_data.LABELS.index("positive")
+    )
 
     job.say("writing the graph")
     graph = with_head(
@@ -65,7 +67,9 @@ def build(job: Job) -> Checks:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     settings = {key: value for key, value in encoder.parameters("classify").items() if key != "pooling"}
     write_config(
-        job, sentiment_data.LABELS, max_batch_size=encoder.MAX_BATCH_SIZE,
+        job,
+        sentiment_data.LABELS,
+        max_batch_size=encoder.MAX_BATCH_SIZE,
         config=config | {"architectures": ["BertForSequenceClassification"]},
         settings={**settings, "default": "true"},
     )
@@ -106,8 +110,11 @@ def with_head(
     """
     graph = model.graph
     constants = {
-        "head_weights": weights, "head_bias": bias, "head_tiny": np.float32(1e-9),
-        "head_tokens": np.array([1], np.int64), "head_features": np.array([-1], np.int64),
+        "head_weights": weights,
+        "head_bias": bias,
+        "head_tiny": np.float32(1e-9),
+        "head_tokens": np.array([1], np.int64),
+        "head_features": np.array([-1], np.int64),
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     nodes = (

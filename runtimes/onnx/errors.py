@@ -11,7 +11,14 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from headrace.runtimes.base import InvalidInputError, ModelError
 
 _PREFIX: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_SOURCE: Final = re.compile(r"/onnxruntime_src/\S+:\d+ ")
+_SOURCE: Final = re.compile(r"/onnxruntime_src/\S+:\d+ (?:[\w:~<>*&, ]+\([^()]*\)(?: const)? )?")
+_SHAPES: Final = (
+    "Attempting to broadcast an axis",
+    "cannot be reshaped",
+    "Dimension mismatch",
+    "Incompatible dimensions",
+)
+"""What kernels say when shapes that depend on the inputs do not fit together inside the graph."""
 _FOLDER: Final = re.compile(r"(?<![\w.])/(?:[^\s/:'\"]+/)+(?=[^\s/:'\"])")
 
 
@@ -30,8 +37,13 @@ def load_error(error: Exception, file: Path) -> ModelError:
 
 
 def run_error(error: Exception) -> ModelError:
-    """Say why a run failed: the caller's inputs (``INVALID_ARGUMENT``), or anything else."""
+    """Say why a run failed: the inputs (``INVALID_ARGUMENT``, or shapes inside the graph), or anything else.
+
+    A fault that leaves the CUDA context unusable ends the process, as every later run would fail too.
+    """
     text = clean(str(error))
-    if isinstance(error, InvalidArgument):
+    if "CUDA failure" in text and "out of memory" not in text:
+        raise SystemExit(text) from error
+    if isinstance(error, InvalidArgument) or any(part in text for part in _SHAPES):
         return InvalidInputError(text)
     return ModelError(f"ONNX Runtime failed: {text}")

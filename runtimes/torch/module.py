@@ -18,6 +18,13 @@ from headrace.runtimes.torch.tensors import DTYPES, to_array, to_tensor
 _WARM_UP_SIZE: Final = 2
 """What varying dimensions are in the warm-up run: 0 and 1 would be compiled as constants."""
 
+_SHAPES: Final = (
+    "must match the size of tensor",
+    "shapes cannot be multiplied",
+    "is invalid for input of size",
+)
+"""What torch says when shapes that depend on the inputs do not fit together inside the module."""
+
 Call = Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 """Named tensors in, named tensors out."""
 
@@ -96,6 +103,8 @@ class TorchModel:
             raise ModelError(msg) from error
         except RuntimeError as error:
             text = last_line(error)
+            if any(part in text for part in _SHAPES):
+                raise InvalidInputError(text) from error
             if self._device.type == "cuda" and "CUDA error" in text:
                 # After such a fault every call on the device fails: only a new process helps.
                 raise SystemExit(text) from error

@@ -84,7 +84,7 @@ def choose_encoding(accept: str) -> str:
         weight = _weight(options)
         if coding == "identity" and weight > best_weight:
             best, best_weight = "", weight
-        elif coding in ENCODINGS and (weight, -_rank(coding)) > (best_weight, -_rank(best)):
+        elif weight and coding in ENCODINGS and (weight, -_rank(coding)) > (best_weight, -_rank(best)):
             best, best_weight = coding, weight
     return best
 

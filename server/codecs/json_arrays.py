@@ -56,6 +56,8 @@ def _numbers(spec: ModelTensor, value: Any) -> NDArray[Any]:
         array = np.array(value)
     except ValueError:
         raise _ragged(spec) from None
+    if array.size == 0:
+        return array
     if array.dtype.kind == "O":
         array = _objects(spec, array)
     if array.dtype.kind not in "biuf":
@@ -63,8 +65,9 @@ def _numbers(spec: ModelTensor, value: Any) -> NDArray[Any]:
     if spec.datatype in _FLOATS:
         return _to_float(spec, array)
     if spec.datatype == "BOOL":
-        if array.dtype.kind == "f" or not np.isin(array, (0, 1)).all():
-            raise _unfit(spec, "booleans", array.ravel()[0].item())
+        neither = array if array.dtype.kind == "f" else array[~np.isin(array, (0, 1))]
+        if neither.size:
+            raise _unfit(spec, "booleans", neither.ravel()[0].item())
         return array.astype(np.bool_)
     return _to_integer(spec, array, value)
 
@@ -99,7 +102,7 @@ def _to_integer(spec: ModelTensor, array: NDArray[Any], value: Any) -> NDArray[A
             odd = array[(np.abs(array) > _EXACT) | (array != np.trunc(array))]
             raise _unfit(spec, "integers", odd.ravel()[0].item())
     limits = np.iinfo(dtype)
-    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+    if int(array.min()) < limits.min or int(array.max()) > limits.max:
         raise InvalidTensorError(_out_of_range(spec), tensor=spec.name)
     return array.astype(dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from headrace.runtimes.datatypes import pack_bytes
@@ -42,16 +43,20 @@ def _bytes(contents: InferTensorContents, datatype: str, tensor: str, model: str
     return pack_bytes(contents.bytes_contents)
 
 
-_FIELDS: Final = {
-    "bool_contents": _Field("BOOL", frozenset({"BOOL"}), _fixed("bool_contents", 1)),
-    "int_contents": _Field("INT32", frozenset({"INT8", "INT16", "INT32"}), _integers("int_contents")),
-    "int64_contents": _Field("INT64", frozenset({"INT64"}), _integers("int64_contents")),
-    "uint_contents": _Field("UINT32", frozenset({"UINT8", "UINT16", "UINT32"}), _integers("uint_contents")),
-    "uint64_contents": _Field("UINT64", frozenset({"UINT64"}), _integers("uint64_contents")),
-    "fp32_contents": _Field("FP32", frozenset({"FP32"}), _fixed("fp32_contents", 4)),
-    "fp64_contents": _Field("FP64", frozenset({"FP64"}), _fixed("fp64_contents", 8)),
-    "bytes_contents": _Field("BYTES", frozenset({"BYTES"}), _bytes),
-}
+_FIELDS: Final = MappingProxyType(
+    {
+        "bool_contents": _Field("BOOL", frozenset({"BOOL"}), _fixed("bool_contents", 1)),
+        "int_contents": _Field("INT32", frozenset({"INT8", "INT16", "INT32"}), _integers("int_contents")),
+        "int64_contents": _Field("INT64", frozenset({"INT64"}), _integers("int64_contents")),
+        "uint_contents": _Field(
+            "UINT32", frozenset({"UINT8", "UINT16", "UINT32"}), _integers("uint_contents")
+        ),
+        "uint64_contents": _Field("UINT64", frozenset({"UINT64"}), _integers("uint64_contents")),
+        "fp32_contents": _Field("FP32", frozenset({"FP32"}), _fixed("fp32_contents", 4)),
+        "fp64_contents": _Field("FP64", frozenset({"FP64"}), _fixed("fp64_contents", 8)),
+        "bytes_contents": _Field("BYTES", frozenset({"BYTES"}), _bytes),
+    }
+)
 
 
 def contents_to_raw(contents: InferTensorContents, datatype: str, tensor: str, model: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from headrace.server.codecs.kserve_json import boolean, unsigned
@@ -25,7 +26,7 @@ class RequestParameters(NamedTuple):
     custom: Mapping[str, Parameter]
 
 
-NO_PARAMETERS: Final = RequestParameters(0, 0, {})
+NO_PARAMETERS: Final = RequestParameters(0, 0, MappingProxyType({}))
 
 
 def decode_parameters(parameters: Mapping[str, InferParameter]) -> RequestParameters:

@@ -13,7 +13,7 @@ from headrace.server.errors import InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from headrace.kserve.v2.grpc_service_pb2 import ModelRepositoryParameter
-    from headrace.server.repository.registry import IndexEntry
+    from headrace.server.repository.lifecycle import IndexEntry
 
 
 class LoadOverrides(NamedTuple):
@@ -31,20 +31,6 @@ def check_repository(name: str) -> None:
     """
     if name:
         raise UnsupportedError("'repository_name' specification is not supported", field="repository_name")
-
-
-def check_model_name(name: str) -> None:
-    """Check the name of a model that is to be loaded or unloaded.
-
-    Raises:
-        InvalidArgumentError: empty, or not the name of a folder.
-    """
-    if not name:
-        msg = "Model name cannot be empty. Please enter a valid name to deploy."
-        raise InvalidArgumentError(msg, field="model_name")
-    if "/" in name or "\\" in name or name in (".", ".."):
-        msg = f"invalid model name '{name}', model name must not contain path traversal characters"
-        raise InvalidArgumentError(msg, field="model_name", value=name)
 
 
 def encode_index(entries: Iterable[IndexEntry]) -> RepositoryIndexResponse:
@@ -72,7 +58,7 @@ def decode_load(parameters: Mapping[str, ModelRepositoryParameter]) -> LoadOverr
     """Read the parameters of a gRPC load request.
 
     Raises:
-        InvalidArgumentError: an unknown key, a value of the wrong kind, or files without ``config``.
+        InvalidArgumentError: an unknown key or a value of the wrong kind.
     """
     config: str | None = None
     files: dict[str, bytes] = {}
@@ -86,7 +72,7 @@ def decode_load(parameters: Mapping[str, ModelRepositoryParameter]) -> LoadOverr
             files[key.removeprefix("file:")] = parameter.bytes_param
         else:
             raise _unknown(key)
-    return _overrides(config, files)
+    return LoadOverrides(config, files)
 
 
 def decode_json_load(body: bytes) -> LoadOverrides:
@@ -94,7 +80,7 @@ def decode_json_load(body: bytes) -> LoadOverrides:
 
     Raises:
         InvalidJsonError: not JSON, or a member of the wrong type.
-        InvalidArgumentError: an unknown key, a file that is not base64, or files without ``config``.
+        InvalidArgumentError: an unknown key, or a file that is not base64.
     """
     config: str | None = None
     files: dict[str, bytes] = {}
@@ -109,7 +95,7 @@ def decode_json_load(body: bytes) -> LoadOverrides:
                 raise InvalidArgumentError(msg, field=key) from None
         else:
             raise _unknown(key)
-    return _overrides(config, files)
+    return LoadOverrides(config, files)
 
 
 def decode_unload(parameters: Mapping[str, ModelRepositoryParameter]) -> bool:
@@ -147,13 +133,6 @@ def decode_json_index(body: bytes) -> bool:
 
 def _json_parameters(body: bytes) -> dict[str, Any]:
     return members(parse_object(body).get("parameters"), "Unable to parse 'parameters'")
-
-
-def _overrides(config: str | None, files: dict[str, bytes]) -> LoadOverrides:
-    if files and config is None:
-        msg = "override files need the configuration they belong to: add the load parameter 'config'."
-        raise InvalidArgumentError(msg, field="config")
-    return LoadOverrides(config, files)
 
 
 def _expect(key: str, kind: str | None, expected: str) -> None:

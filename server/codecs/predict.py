@@ -85,7 +85,7 @@ def _by_input(payload: Any, specs: Sequence[ModelTensor]) -> Mapping[str, Any]:
         payload = _columns(payload)
     required = [spec.name for spec in specs if not spec.optional]
     if isinstance(payload, dict):
-        known = {spec.name for spec in specs}
+        known = [spec.name for spec in specs]
         present = {name: value for name, value in payload.items() if value is not None}
         unknown = [name for name in present if name not in known]
         if not unknown and all(name in present for name in required):

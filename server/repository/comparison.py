@@ -108,7 +108,7 @@ def _tensors(
         if not _fits(shape, spec.shape):
             source = "reshape" if tensor.HasField("reshape") else "dims"
             configured = shape_text(shape[1:] if batching else shape)
-            batch = f" with max_batch_size above 0 stands for {shape_text(shape)}" if batching else ""
+            batch = f", which with a batch stands for {shape_text(shape)}" if batching else ""
             actual = shape_text(spec.shape)
             yield Problem(f"{field}.{source}", f"is {configured}{batch}, but the model has {actual}")
 

@@ -15,6 +15,9 @@ from headrace.server.errors import InvalidArgumentError, LoadFailedError
 _JSON_DEPTH: Final = 32
 _POSITION: Final = re.compile(r"^(\d+):\d+ : ")
 _QUOTED_LINE: Final = re.compile(r"^'.*?': (?=[A-Z])", re.DOTALL)
+_PARAMETER: Final = re.compile(
+    r"^parameters \{\n  key: (\".*\")\n  value \{\n    string_value: (\".*\")\n  \}\n\}$", re.MULTILINE
+)
 _SHOWN: Final = 80
 """Characters of the wrong line that a message repeats."""
 _UNKNOWN_FIELD: Final = re.compile(r'Message type "([\w.]+)" has no field named "(\w+)"')
@@ -64,7 +67,7 @@ def parse_json(text: str) -> ModelConfig:
 def print_config(config: ModelConfig) -> str:
     """Print a configuration as config.pbtxt."""
     text: str = text_format.MessageToString(config, as_utf8=True, use_short_repeated_primitives=True)
-    return text
+    return _PARAMETER.sub(r"parameters { key: \1 value { string_value: \2 } }", text)
 
 
 def _located(message: str, text: str, label: str) -> str:

@@ -87,7 +87,7 @@ class ModelDefinition:
             LoadFailedError: the configuration does not fit the model; the text has one that does.
         """
         text = self.text_model
-        seen = loaded if text is None else text.signature(loaded)
+        seen = loaded if text is None else text.signature(loaded, self.label)
         config = complete_tensors(self.config, seen, dynamic=self.dynamic_batching, text=text is not None)
         check_fit(config, seen, self.written, self.label)
         check_completed(config, self.label)

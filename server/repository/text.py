@@ -42,11 +42,22 @@ class TextModel:
     spec: TextSpec
     width: int
 
-    def signature(self, loaded: Loaded) -> Loaded:
-        """Return the tensors that callers see in place of token ids."""
+    def signature(self, loaded: Loaded, label: str) -> Loaded:
+        """Return the tensors that callers see in place of token ids.
+
+        Raises:
+            LoadFailedError: the model has another number of scores than there are labels.
+        """
         width = loaded.outputs[0].shape[-1] if loaded.outputs and loaded.outputs[0].shape else -1
         if width < 1:
             width = self.width or -1
+        wanted = 1 if self.task is Task.RERANK else len(self.settings.labels)
+        if wanted and width > 0 and width != wanted:
+            listed = ", ".join(self.settings.labels[:8]) or "task rerank takes one score"
+            raise LoadFailedError(
+                f"{label}: the model gives {width} scores, but there should be {wanted} ({listed}); set "
+                "parameter 'labels' to the names of the scores, or another 'task'"
+            )
         name = EMBEDDING if self.task is Task.EMBED else SCORES
         return Loaded(
             inputs=(TensorSpec(INPUT, BYTES, (-1, 1)),),

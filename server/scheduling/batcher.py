@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from headrace.server.errors import (
     DeadlineExceededError,
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from headrace.runtimes.wire import Executed
     from headrace.server.scheduling.policy import BatchingPolicy
     from headrace.server.telemetry.statistics import ModelStatistics
+
+
+SPLIT_NS: Final = 1_000_000
+"""Work for less than this many nanoseconds is not divided among idle instances: handing a further batch to
+another process, and waking up for its reply, would cost more than it saves."""
+
+_SMOOTHING: Final = 0.1  # weight of the newest batch in the average time per row
 
 
 class Executor(Protocol):
@@ -68,6 +75,7 @@ class Batcher:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._closed: HeadraceError | None = None
         self._requests = 0
+        self._row_ns = float(SPLIT_NS)  # average compute time per row
         self._idle: asyncio.Event | None = None
 
     @property
@@ -151,6 +159,8 @@ class Batcher:
         self._statistics.batch_executed(
             batch.rows, batch.reason, reply.input_ns, reply.infer_ns, reply.output_ns
         )
+        row_ns = (reply.input_ns + reply.infer_ns + reply.output_ns) / batch.rows
+        self._row_ns += _SMOOTHING * (row_ns - self._row_ns)
         try:
             results = split(batch, reply.outputs, block)
         except ExecutionFailedError as error:
@@ -232,7 +242,8 @@ class Batcher:
         while len(self._waiting):
             idle = [executor for executor in self._executors if executor.slots and not executor.batches]
             if idle:
-                share = -(-len(self._waiting) // len(idle))
+                divide = len(self._waiting) * self._row_ns > SPLIT_NS
+                share = -(-len(self._waiting) // len(idle)) if divide else len(self._waiting)
                 selection = select(self._waiting, self.policy, share)
                 if selection is None:
                     break

@@ -1,7 +1,5 @@
 """``inference.GRPCInferenceService``: the KServe v2 protocol with Triton's extensions, over gRPC."""
 
-
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from headrace.kserve.v2 import grpc_service_pb2 as pb
 from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
 from headrace.server.codecs.kserve_repository import (
-    check_model_name,
     check_repository,
     decode_load,
     decode_unload,
@@ -159,7 +156,6 @@ class GRPCInferenceService:
     ) -> pb.RepositoryModelLoadResponse:
         """Load or reload a model; answered when it is ready."""
         check_repository(request.repository_name)
-        check_model_name(request.model_name)
         overrides = decode_load(request.parameters)
         await self._repository.load(request.model_name, config=overrides.config, files=overrides.files)
         return pb.RepositoryModelLoadResponse()

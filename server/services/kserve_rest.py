@@ -1,7 +1,5 @@
 """``headrace.rest.v1.KserveService``: the KServe v2 protocol with Triton's extensions, over REST."""
 
-
-
 from __future__ import annotations
 
 import sys
@@ -19,7 +17,6 @@ from headrace.server.codecs.compression import (
 from headrace.server.codecs.kserve_messages import to_plain
 from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
 from headrace.server.codecs.kserve_repository import (
-    check_model_name,
     check_repository,
     decode_json_index,
     decode_json_load,
@@ -154,7 +151,6 @@ class KserveService:
     ) -> HttpReply:
         """Load or reload a model; answered when it is ready."""
         check_repository(request.repository)
-        check_model_name(request.model)
         body = request.body.data
         overrides = await call_by_size(self._tokenizing, len(body), decode_json_load, body)
         await self._repository.load(request.model, config=overrides.config, files=overrides.files)

@@ -11,6 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
+from headrace.runtimes.convert.arithmetic import addsub_graph, save
+
 TIMEOUT_S = 60
 
 PARENT = """
@@ -23,7 +25,8 @@ regions = [Region.create("r") for _ in range(4)]
 numbers = [theirs.fileno(), commands.fileno(), *(region.fd for region in regions)]
 child = subprocess.Popen([sys.executable, "-m", "headrace.runtimes.worker", "--data-fd", str(numbers[0]),
     "--control-fd", str(numbers[1]), "--regions", ",".join(map(str, numbers[2:]))], pass_fds=numbers)
-# Loading nothing is answered too, so the worker has started when the parent dies.
+data.sendall(frame(Load(InstanceSpec("addsub", "onnx", sys.argv[1]))))
+data.recv(4)
 # A copy of the server's ends that outlives it: only the kernel can end the worker now.
 keeper = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=0,
     stdout=subprocess.DEVNULL, pass_fds=[data.fileno(), control.fileno()])
@@ -32,9 +35,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_the_worker_dies_with_its_parent() -> None:
+def test_the_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    save(tmp_path / "model.onnx", addsub_graph(batched=True))
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)],
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -1,14 +1,18 @@
-"""Text and tensor models for tests of tasks and families: real batchers over in-test instances that compute."""
+"""Models for tests of tasks and families (real batchers, in-test instances), and a way to call facades."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -16,6 +20,7 @@ from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.runtimes.datatypes import to_array, to_raw
 from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import ExecutionFailedError, HeadraceError
+from headrace.server.interceptors import Interceptors
 from headrace.server.repository import lookup
 from headrace.server.repository.lifecycle import Entry, Generation, VersionStatus
 from headrace.server.repository.model import Model, ModelTensor, Task, TextSettings
@@ -25,12 +30,16 @@ from headrace.server.scheduling.policy import BatchingPolicy
 from headrace.server.scheduling.work import Part
 from headrace.server.services.call import Call
 from headrace.server.tasks.tokenization import Tokenizing
+from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.telemetry.statistics import ModelStatistics
 
 Arrays = dict[str, NDArray[Any]]
 Compute = Callable[[Arrays], Arrays]
 
-WORDS = "what is deep learning good bad a b c paris the capital of france berlin germany banana".split()
+WORDS = [
+    "what", "is", "deep", "learning", "good", "bad", "a", "b", "c", "paris", "the", "capital", "of", "france",
+    "berlin", "germany", "banana",
+]  # fmt: skip
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789.,?!"]
 VOCABULARY = dict.fromkeys(
     ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
@@ -53,6 +62,7 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
+@cache
 def token_vectors() -> NDArray[np.float32]:
     """The vector of every token of the vocabulary."""
     return np.random.default_rng(7).standard_normal((len(VOCABULARY), DIMENSIONS)).astype(np.float32)
@@ -139,7 +149,7 @@ class Models:
         fail: bool = False,
         **settings: Any,
     ) -> Model:
-        """A text model: ``embed`` has DIMENSIONS values, the others as many logits as there are labels (at most 3)."""
+        """A text model: ``embed`` has DIMENSIONS values, the others a logit for each of at most 3 labels."""
 
         def compute(part: Part) -> Arrays:
             if fail:
@@ -177,10 +187,8 @@ class Models:
             )
 
         policy = BatchingPolicy(max_rows=max(1, max_batch_size), join=max_batch_size > 0, max_queue=1024)
-        return self._model(
-            name, task, policy, run, inputs=tuple(inputs), outputs=tuple(outputs), max_batch_size=max_batch_size,
-            **options,
-        )  # fmt: skip
+        options |= {"inputs": tuple(inputs), "outputs": tuple(outputs), "max_batch_size": max_batch_size}
+        return self._model(name, task, policy, run, **options)
 
     def _model(
         self, name: str, task: Task, policy: BatchingPolicy, compute: Callable[[Part], Arrays], **fields: Any
@@ -209,18 +217,56 @@ class Models:
 
 
 class Context:
-    """The part of grpc's context that a :class:`Call` reads."""
+    """The part of grpc's context that the interceptors use."""
 
     def __init__(self, headers: dict[str, str]) -> None:
         self._headers = tuple(headers.items())
+        self.sent: dict[str, str] = {}
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._headers
 
+    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        self.sent |= dict(metadata)
 
-def new_call(**headers: str) -> Call:
-    """A call with these headers, ``_`` for ``-``."""
-    return Call(Context({name.replace("_", "-"): value for name, value in headers.items()}), "test")  # type: ignore[arg-type]
+
+@dataclass
+class Answer:
+    """What a REST client would see."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Rest:
+    """Calls a facade's methods through the interceptor that surrounds them in the server."""
+
+    def __init__(self, service: Any) -> None:
+        self.service = service
+        self._interceptors = Interceptors(RequestMetrics())
+
+    async def call(self, rpc: str, request: Any, headers: dict[str, str] | None = None) -> Answer:
+        context = Context(headers or {})
+        handle = self._interceptors.facade("test", rpc, getattr(self.service, rpc), self.service)
+        reply = await handle(request, context)  # type: ignore[arg-type]
+        status = int(context.sent.pop("x-http-status", "200"))
+        assert reply.content_type == "application/json"
+        return Answer(status, reply.data, context.sent)
+
+    async def post(self, rpc: str, message: Any, body: Any, headers: dict[str, str] | None = None) -> Answer:
+        """Call with a JSON body: bytes as they are, anything else encoded."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.call(rpc, message(body=HttpBody(data=data)), headers)
+
+
+@pytest.fixture
+def rest() -> type[Rest]:
+    return Rest
 
 
 @pytest.fixture
@@ -234,14 +280,32 @@ async def repository() -> Models:
 
 
 @pytest.fixture
-def empty_repository() -> type[Models]:
-    """Builds a repository inside a loop that a test starts itself."""
-    return Models
+def runner() -> Iterator[asyncio.Runner]:
+    """An event loop for tests that are not coroutines themselves."""
+    with asyncio.Runner() as own:
+        yield own
 
 
 @pytest.fixture
-def call() -> Callable[..., Call]:
-    return new_call
+def own_repository(runner: asyncio.Runner) -> Models:
+    """A repository in the loop of ``runner``."""
+
+    async def build() -> Models:
+        models = Models()
+        models.text("e", Task.EMBED)
+        models.text("c", Task.CLASSIFY, labels=("yes", "no"))
+        models.tensors(
+            "r", [ModelTensor("x", "FP32", (2,))], [ModelTensor("y", "FP32", ())],
+            lambda arrays: {"y": arrays["x"].sum(1)},
+        )  # fmt: skip
+        return models
+
+    return runner.run(build())
+
+
+@pytest.fixture
+def call() -> Call:
+    return Call(Context({}), "test")  # type: ignore[arg-type]
 
 
 @pytest.fixture

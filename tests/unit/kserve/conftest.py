@@ -1,24 +1,41 @@
-"""Models for tests of the tensor protocols: real batchers over in-test instances that compute with numpy."""
+"""Models for tests of the tensor protocols, and both KServe services over gRPC in this process.
+
+Repository, batchers, interceptors and services are the real ones; only the worker processes are replaced, by
+instances that compute with numpy.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headrace.kserve.v2 import grpc_service_pb2, grpc_service_pb2_grpc
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
+from headrace.rest.v1 import kserve_pb2, kserve_pb2_grpc
 from headrace.runtimes.datatypes import NUMPY_TYPES, pack_bytes, to_array, to_raw
 from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import ExecutionFailedError, HeadraceError
+from headrace.server.interceptors import Interceptors
+from headrace.server.repository.definition import ModelFactory
+from headrace.server.repository.lifecycle import Entry, Generation, VersionStatus
 from headrace.server.repository.model import Model, ModelTensor, Task
+from headrace.server.repository.registry import Repository
 from headrace.server.scheduling.batch import Batch, chunks, layout
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
+from headrace.server.services import registry
+from headrace.server.services.kserve import GRPCInferenceService
+from headrace.server.services.kserve_rest import KserveService
 from headrace.server.tasks.tokenization import Tokenizing
+from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.telemetry.statistics import ModelStatistics
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,11 +119,16 @@ def failing(inputs: Arrays) -> Arrays:
     raise ExecutionFailedError("model says no")
 
 
-class Models:
-    """Builds models; ``instances`` has the numpy instance of each by name."""
+MAX_BODY = 1 << 20
 
-    def __init__(self) -> None:
+
+class Models:
+    """Builds models and puts them into ``repository``; ``instances`` has the numpy instance of each by name."""
+
+    def __init__(self, root: Path) -> None:
         self.instances: dict[str, Numpy] = {}
+        # Nothing is loaded from files here, so there is nothing to build models with.
+        self.repository = Repository([root], cast("ModelFactory", None), cores=1)
 
     def build(
         self,
@@ -131,7 +153,7 @@ class Models:
         )
         batcher = Batcher(policy, statistics)
         self.instances[name] = Numpy(batcher, compute)
-        return Model(
+        model = Model(
             name=name,
             version=1,
             task=Task.TENSORS,
@@ -143,9 +165,12 @@ class Models:
             batcher=batcher,
             statistics=statistics,
         )
+        generation = Generation(versions={1: VersionStatus.ready(model)})
+        self.repository._entries[name] = Entry(name, generation=generation)
+        return model
 
     def simple(self, **options: Any) -> Model:
-        """OUTPUT0 = INPUT0 + INPUT1 with labels, OUTPUT1 = INPUT0 − INPUT1; INT32 [16], batches of 8."""
+        """OUTPUT0 = INPUT0 + INPUT1 with labels, OUTPUT1 = INPUT0 - INPUT1; INT32 [16], batches of 8."""
         dims, labels = (16,), tuple(f"label{index}" for index in range(16))
         return self.build(
             options.pop("name", "simple"),
@@ -174,10 +199,77 @@ class Models:
     def failing(self) -> Model:
         return self.identity("FP32", name="failing", compute=failing)
 
+    def everything(self) -> None:
+        """Build the models that the conformance tables speak of."""
+        self.simple(name="addsub", max_batch_size=64)
+        self.simple(name="nobatch", max_batch_size=0)
+        for datatype in NUMPY_TYPES:
+            self.identity(datatype, name=f"id_{'string' if datatype == 'BYTES' else datatype.lower()}")
+        self.identity("BYTES", 1, name="id_str_batch", max_batch_size=4)
+
+
+@dataclass(frozen=True)
+class RestAnswer:
+    """What Envoy would answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Wire:
+    """Clients of both services."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.grpc = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._rest = kserve_pb2_grpc.KserveServiceStub(channel)
+
+    async def rest(self, method: str, headers: Mapping[str, str] | None = None, **fields: Any) -> RestAnswer:
+        """Call a facade method with request ``fields``; ``body`` is bytes."""
+        if "body" in fields:
+            fields["body"] = {"data": fields["body"]}
+        request = getattr(kserve_pb2, f"KserveService{method}Request")(**fields)
+        metadata = tuple((key.lower(), value) for key, value in (headers or {}).items())
+        call = getattr(self._rest, method)(request, metadata=metadata)
+        body = await call
+        answered = {key: str(value) for key, value in await call.initial_metadata()}
+        answered["content-type"] = body.content_type
+        return RestAnswer(int(answered.pop("x-http-status", "200")), answered, body.data)
+
 
 @pytest.fixture
-async def models() -> Models:
-    return Models()
+async def models(tmp_path: Path) -> Models:
+    return Models(tmp_path)
+
+
+@pytest.fixture
+async def wire(models: Models, tokenizing: Tokenizing, tmp_path: Path) -> AsyncIterator[Wire]:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    interceptors = Interceptors(RequestMetrics())
+    services = {
+        grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: GRPCInferenceService(
+            models.repository, tokenizing, "headrace"
+        ),
+        kserve_pb2.DESCRIPTOR.services_by_name["KserveService"]: KserveService(
+            models.repository, tokenizing, "headrace", MAX_BODY
+        ),
+    }
+    for descriptor, service in services.items():
+        methods = {
+            method.name: registry._handler(
+                "test", method, getattr(service, method.name), service, interceptors
+            )
+            for method in descriptor.methods
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(descriptor.full_name, methods),)
+        )
+    address = f"unix:{tmp_path / 'grpc.sock'}"
+    server.add_insecure_port(address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Wire(channel)
+    await server.stop(0)
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""The settings: precedence of sources, refusals, and the table in the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.server import config
+from headrace.server.config import ConfigError, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"HEADRACE_{name.upper()}", raising=False)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "headrace.yaml").write_text("http_port: 1111\ngrpc_port: 2222\nmax_queue_size: 3\n")
+    monkeypatch.setenv("HEADRACE_GRPC_PORT", "3333")
+    settings = config.load(["--max-queue-size", "4"])
+    assert (settings.http_port, settings.grpc_port, settings.max_queue_size) == (1111, 3333, 4)
+
+
+def test_lists_and_switches_are_plain_flags() -> None:
+    settings = config.load(["--model-repository", "a", "--model-repository", "b", "--no-envoy"])
+    assert settings.model_repository == [Path("a"), Path("b")]
+    assert settings.envoy is False
+
+
+def test_another_file_can_be_named_and_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("server_id: mine\n")
+    assert config.load(file=tmp_path / "other.yaml").server_id == "mine"
+    with pytest.raises(ConfigError, match=r"nope\.yaml does not exist"):
+        config.load(file=tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http_port: 70000", "http_port"),
+        ("htp_port: 8000", "htp_port: Extra inputs are not permitted"),
+        ("max_queue_size: many", "max_queue_size: Input should be a valid integer"),
+        ("model_control_mode: poll", "model_control_mode"),
+        ("model_repository: []", "at least one folder is needed"),
+        ("http_host: 0.0.0.0", "allow_anonymous"),
+    ],
+)
+def test_an_illegal_setting_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "headrace.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        config.load()
+    assert expected in str(raised.value)
+
+
+def test_listening_for_others_is_possible_when_said() -> None:
+    assert config.load(["--http-host", "0.0.0.0", "--allow-anonymous"]).http_host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_is_documented_by_its_own_description(name: str) -> None:
+    description = Settings.model_fields[name].description
+    assert description
+    table = (ROOT / "docs" / "configuration.md").read_text()
+    assert f"| `{name}` |" in table
+    assert description.replace("|", "\\|") in table
