@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,8 @@ def main(
     show_list: Annotated[bool, typer.Option("--list", help="List the scenarios and stop.")] = False,
 ) -> None:
     """Measure a running Headrace beside what the machine allows."""
+    # Ended from outside, too, the server and the loops must not be left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)

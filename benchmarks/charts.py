@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.bars import BARS
 from benchmarks.results import PointResult, RunResult, ScenarioResult
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COLOURS: Final = ("#1f6f8b", "#e07a3f", "#7a9e58", "#8d6a9f")
+BAR_COLOUR: Final = "#b3261e"
 _WIDTH: Final = 0.8
 """Share of the space of a group of columns that they fill."""
 
@@ -23,8 +27,12 @@ def draw(result: RunResult, stem: Path) -> list[Path]:
     mpl.use("Agg")
     throughput = stem.with_name(f"{stem.name}-throughput.png")
     latency = stem.with_name(f"{stem.name}-p99.png")
-    _chart(result.scenarios, throughput, "share of the reference", relative)
-    _chart(result.scenarios, latency, "p99 latency, ms (log)", lambda point: point.median("p99_ms"), log=True)
+    title = (
+        "Throughput beside the reference: the raw limit; for one client the one-at-a-time loop; "
+        "for tiny the empty handler"
+    )
+    _chart(result.scenarios, throughput, title, relative)
+    _chart(result.scenarios, latency, "p99 latency, ms", lambda point: point.median("p99_ms"), log=True)
     return [throughput, latency]
 
 
@@ -38,46 +46,65 @@ def relative(point: PointResult) -> float | None:
 
 
 def _chart(
-    scenarios: Sequence[ScenarioResult], path: Path, label: str, value: Value, *, log: bool = False
+    scenarios: Sequence[ScenarioResult], path: Path, title: str, value: Value, *, log: bool = False
 ) -> None:
     """Draw one panel a scenario: groups of columns by number of clients, a colour a route."""
     from matplotlib import pyplot as plt
+    from matplotlib.artist import Artist
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
 
+    routes = list(dict.fromkeys(point.route for scenario in scenarios for point in scenario.points))
+    columns = [max(2.0, 0.42 * len(scenario.points) + 0.9) for scenario in scenarios]
     figure, axes = plt.subplots(
-        1, len(scenarios), figsize=(1.2 + 3.6 * len(scenarios), 4.0), squeeze=False, layout="constrained"
-    )
+        1, len(scenarios), figsize=(max(7.0, sum(columns) + 1.0), 4.2), squeeze=False, layout="constrained",
+        gridspec_kw={"width_ratios": columns},
+    )  # fmt: skip
     for panel, scenario in zip(axes[0], scenarios, strict=True):
-        _panel(panel, scenario, value, log=log)
-    axes[0][0].set_ylabel(label)
+        _panel(panel, scenario, routes, value, log=log)
+    handles: list[Artist] = [
+        Rectangle((0, 0), 1, 1, color=COLOURS[index % 4]) for index in range(len(routes))
+    ]
+    labels = list(routes)
+    if not log:
+        handles.append(Line2D([], [], color=BAR_COLOUR, linewidth=2))
+        labels.append("bar")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _panel(panel, scenario: ScenarioResult, value: Value, *, log: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    routes = list(dict.fromkeys(point.route for point in scenario.points))
+def _panel(panel: Axes, scenario: ScenarioResult, routes: list[str], value: Value, *, log: bool) -> None:
     clients = sorted({point.clients for point in scenario.points})
-    width = _WIDTH / len(routes)
-    for number, route in enumerate(routes):
-        heights = {point.clients: value(point) for point in scenario.points if point.route == route}
-        drawn = {count: height for count, height in heights.items() if height is not None}
-        places = [clients.index(count) + (number - (len(routes) - 1) / 2) * width for count in drawn]
-        bars = panel.bar(places, list(drawn.values()), width * 0.92, color=COLOURS[number % 4], label=route)
-        panel.bar_label(bars, fmt="%.3g" if log else "%.2f", fontsize=7, padding=1)
+    width = _WIDTH / max(1, *(sum(point.clients == count for point in scenario.points) for count in clients))
+    for group, count in enumerate(clients):
+        points = [point for point in scenario.points if point.clients == count]
+        for number, point in enumerate(points):
+            height = value(point)
+            if height is None:
+                continue
+            place = group + (number - (len(points) - 1) / 2) * width
+            drawn = panel.bar(place, height, width * 0.92, color=COLOURS[routes.index(point.route) % 4])
+            panel.bar_label(drawn, fmt="%.3g" if log else "%.2f", fontsize=7, padding=1)
+            if not log:
+                for bar in BARS:
+                    if (bar.scenario, bar.route, bar.clients, bar.upper) == (
+                        scenario.name,
+                        point.route,
+                        count,
+                        False,
+                    ):
+                        panel.hlines(
+                            bar.limit, place - width / 2, place + width / 2, colors=BAR_COLOUR, linewidth=2
+                        )
     if log:
         panel.set_yscale("log")
         panel.margins(y=0.15)
     else:
-        panel.axhline(1.0, color="#444444", linewidth=0.8)
-        for bar in BARS:
-            if bar.scenario == scenario.name and not bar.upper and bar.clients in clients:
-                middle = clients.index(bar.clients)
-                panel.hlines(
-                    bar.limit, middle - 0.45, middle + 0.45, colors="#b3261e", linestyles=":", linewidth=1.1
-                )
-        panel.margins(y=0.12)
+        panel.axhline(1.0, color="#444444", linewidth=0.8, zorder=0)
+        panel.margins(y=0.1)
     panel.set_xticks(range(len(clients)), [str(count) for count in clients])
     panel.set_xlabel("clients")
-    reference = "of the empty handler" if scenario.name == "tiny" else "of the raw limit"
-    panel.set_title(scenario.name if log else f"{scenario.name}: {reference}", fontsize=10)
-    panel.legend(fontsize=7, loc="upper left" if log else "lower right", framealpha=0.85)
+    panel.set_title(scenario.name, fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)

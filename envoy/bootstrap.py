@@ -10,10 +10,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from google.protobuf.descriptor import ServiceDescriptor
 
 from headrace.envoy.cluster import cluster
@@ -26,17 +24,16 @@ from headrace.envoy.descriptors import (
     rest_services,
 )
 from headrace.envoy.filters import http_filters
+from headrace.envoy.golden import GOLDEN, GUIDE, golden_yaml, with_table
 from headrace.envoy.listener import listener
 from headrace.envoy.local_replies import local_reply_config
 from headrace.envoy.options import BootstrapOptions, TlsOptions
 from headrace.envoy.routes import metrics_route_config, route_config
 
-__all__ = ["BootstrapOptions", "TlsOptions", "discover", "render", "render_golden", "to_json"]
+__all__ = ["BootstrapOptions", "TlsOptions", "discover", "render", "to_json"]
 
 #: Connections that may be open at once; more are refused, before file descriptors run out.
 MAX_CONNECTIONS: Final = 50_000
-
-GOLDEN: Final = Path(__file__).parent.parent / "tests" / "golden" / "envoy-bootstrap.yaml"
 
 
 def _listeners(
@@ -54,7 +51,7 @@ def _listeners(
 
 def _document(options: BootstrapOptions, listeners: list[dict[str, Any]]) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "static_resources": {"listeners": listeners, "clusters": [cluster(options.upstream_socket)]},
+        "static_resources": {"listeners": listeners, "clusters": [cluster(options)]},
         # One expression holds all paths that take the same verbs; RE2 matches it in one pass.
         "layered_runtime": {
             "layers": [{"name": "static", "static_layer": {"re2.max_program_size.error_level": 1_000_000}}]
@@ -103,40 +100,26 @@ def to_json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1)
 
 
-def render_golden(services: Sequence[ServiceDescriptor]) -> str:
-    """The default bootstrap for review: a list of REST bindings stands for the descriptor set."""
-    options = BootstrapOptions(upstream_socket="/run/headrace/grpc.sock")
-    document = render(options, services)
-    found = bindings(rest_services(services))
-    routes = [f"{binding.verb} {binding.template} -> {binding.rpc}" for binding in found]
-    header = "# Written by: python -m headrace.envoy.bootstrap --golden\n"
-    (manager,) = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
-    for item in manager["typed_config"]["http_filters"]:
-        config = item["typed_config"]
-        if "proto_descriptor_bin" in config:
-            config["proto_descriptor_bin"] = {"bindings": routes}
-        if "extension_config" in config:
-            source = config["extension_config"]["typed_config"]["default_source_code"]
-            source["inline_string"] = f"the text of envoy/{item['name'].removeprefix('headrace.')}.lua"
-    return header + yaml.safe_dump(document, sort_keys=False, width=110)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print a bootstrap, or write the golden file."""
+    """Command line: print a bootstrap, or write the files that follow from the protos."""
     parser = argparse.ArgumentParser(prog="python -m headrace.envoy.bootstrap", description=__doc__)
-    parser.add_argument("--golden", action="store_true", help="write the golden file of the tests")
     parser.add_argument(
-        "--upstream", help="Unix socket of the gRPC server", default="/run/headrace/grpc.sock"
+        "--golden", action="store_true", help="write the tests' golden file and the guide's table"
+    )
+    parser.add_argument(
+        "--upstream", default="127.0.0.1:8001", help="the gRPC server: host:port, or a socket's path"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", type=int, default=8000, help="port of REST and gRPC")
     parsed = parser.parse_args(arguments)
     if parsed.golden:
-        GOLDEN.write_text(render_golden(discover()), encoding="utf-8")
+        plain = render(BootstrapOptions(upstream_socket="/run/headrace/grpc.sock"), discover())
+        GOLDEN.write_text(golden_yaml(plain, discover()), encoding="utf-8")
+        GUIDE.write_text(with_table(GUIDE.read_text(encoding="utf-8"), discover()), encoding="utf-8")
         return 0
-    options = BootstrapOptions(
-        upstream_socket=parsed.upstream, listen_host=parsed.host, listen_port=parsed.port
-    )
+    place = "upstream_socket" if "/" in parsed.upstream else "upstream_address"
+    chosen: dict[str, Any] = {place: parsed.upstream, "listen_host": parsed.host, "listen_port": parsed.port}
+    options = BootstrapOptions(**chosen)
     sys.stdout.write(to_json(render(options, discover())) + "\n")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from headrace.envoy.options import BootstrapOptions
 from headrace.envoy.routes import CLUSTER
 
 #: Name that the server answers for in ``grpc.health.v1.Health/Check`` while its process takes requests.
@@ -32,8 +33,15 @@ def _health_check() -> dict[str, Any]:
     }
 
 
-def cluster(socket_path: str) -> dict[str, Any]:
-    """The cluster: HTTP/2 on a Unix socket, windows for large tensors, no limit on what is in flight.
+def _address(options: BootstrapOptions) -> dict[str, Any]:
+    if options.upstream_socket:
+        return {"pipe": {"path": options.upstream_socket}}
+    host, _, port = options.upstream_address.rpartition(":")
+    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+
+
+def cluster(options: BootstrapOptions) -> dict[str, Any]:
+    """The cluster: HTTP/2 to the server, windows for large tensors, no limit on what is in flight.
 
     Admission is the server's task; a limit here would answer 503 where the server answers 429.
     """
@@ -50,10 +58,10 @@ def cluster(socket_path: str) -> dict[str, Any]:
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": http2},
     }
-    endpoint = {"endpoint": {"address": {"pipe": {"path": socket_path}}}}
+    endpoint = {"endpoint": {"address": _address(options)}}
     return {
         "name": CLUSTER,
-        "type": "STATIC",
+        "type": "STATIC" if options.upstream_socket else "STRICT_DNS",
         "connect_timeout": "2s",
         "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
         "typed_extension_protocol_options": {

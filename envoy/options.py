@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +58,7 @@ class BootstrapOptions:
 
     Args:
         upstream_socket: path of the Unix socket on which the gRPC server listens, at most 103 bytes.
+        upstream_address: "host:port" of the gRPC server, for an Envoy elsewhere; this or the socket.
         listen_host: address to bind: an IPv4 or IPv6 address, or "localhost" for 127.0.0.1.
         listen_port: TCP port of REST, native gRPC and gRPC-Web; 0 lets the system choose.
         metrics_port: TCP port that serves ``GET /metrics`` and nothing else, 0 as above; none by default.
@@ -70,7 +72,8 @@ class BootstrapOptions:
         tls: certificates; none: plain text.
     """
 
-    upstream_socket: str
+    upstream_socket: str = ""
+    upstream_address: str = ""
     listen_host: str = "127.0.0.1"
     listen_port: int = 8000
     metrics_port: int | None = None
@@ -85,7 +88,8 @@ class BootstrapOptions:
         """Refuse what Envoy would only refuse at start.
 
         Raises:
-            ValueError: a host name that is not an address, a port, size or socket path out of range.
+            ValueError: a host name that is not an address, a port, size or socket path out of range, or not
+                exactly one place where the server is.
         """
         try:
             ipaddress.ip_address(self.address)
@@ -98,6 +102,10 @@ class BootstrapOptions:
                 raise ValueError(f"{name} must be 0..65535, got {port}")
         if not 1 <= self.max_body_bytes < 2**32:
             raise ValueError(f"max_body_bytes must be 1..4294967295, got {self.max_body_bytes}")
+        if bool(self.upstream_socket) == bool(self.upstream_address):
+            raise ValueError("either upstream_socket or upstream_address says where the server is")
+        if self.upstream_address and not re.fullmatch(r".+:\d{1,5}", self.upstream_address):
+            raise ValueError(f"upstream_address must be host:port, got {self.upstream_address!r}")
         for path in (self.upstream_socket, self.admin_socket):
             if path is not None and len(path.encode()) > MAX_SOCKET_PATH:
                 raise ValueError(

@@ -145,7 +145,7 @@ def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings
 
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(FromFile, cli_parse_args=list(arguments))
-        return FromFile(_cli_settings_source=source)
+        return FromFile(_cli_settings_source=source)  # type: ignore[call-arg] # a keyword of every settings class
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"

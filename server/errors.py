@@ -29,6 +29,7 @@ Code raises these; only services and interceptors look at :data:`STATUSES`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -135,12 +136,12 @@ class Status(NamedTuple):
     """What an error is on the wire: gRPC code, reason, and the HTTP status where no family says otherwise."""
 
     code: grpc.StatusCode
-    reason: ErrorReason.ValueType
+    reason: ErrorReason
     http: int
 
 
 _Code = grpc.StatusCode
-STATUSES: Final = MappingProxyType(
+STATUSES: Final[Mapping[type, Status]] = MappingProxyType(
     {
         ModelNotFoundError: Status(_Code.NOT_FOUND, ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, 404),
         ModelNotReadyError: Status(_Code.UNAVAILABLE, ErrorReason.ERROR_REASON_MODEL_NOT_READY, 503),
@@ -179,6 +180,7 @@ STATUSES: Final = MappingProxyType(
 def status_of(error: HeadraceError) -> Status:
     """Return the wire status of ``error``: its own class's, else its nearest listed ancestor's."""
     for cls in type(error).__mro__:
-        if cls in STATUSES:
-            return STATUSES[cls]
+        status = STATUSES.get(cls)
+        if status is not None:
+            return status
     return STATUSES[HeadraceError]

@@ -190,7 +190,9 @@ def _details(error: HeadraceError) -> bytes:
     reason = ErrorReason.Name(status.reason).removeprefix("ERROR_REASON_")
     detail = AnyMessage()
     detail.Pack(ErrorInfo(reason=reason, domain="headrace", metadata=error.metadata))
-    return RpcStatus(code=status.code.value[0], message=error.message, details=[detail]).SerializeToString()
+    rich = RpcStatus(code=status.code.value[0], message=error.message, details=[detail])
+    serialized: bytes = rich.SerializeToString()
+    return serialized
 
 
 def _deadline(call: Call) -> float | None:

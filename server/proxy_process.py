@@ -46,6 +46,7 @@ class EnvoyRun:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._errors: deque[str] = deque(maxlen=3)
+        self._ending = False
         streams = ((process.stdout, _log_access), (process.stderr, self._log_line))
         loop = asyncio.get_running_loop()
         self._relays = [loop.create_task(_each_line(stream, note)) for stream, note in streams if stream]
@@ -81,6 +82,7 @@ class EnvoyRun:
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM, after ``grace_s`` seconds SIGKILL; return when it is gone. Harmless after the end."""
+        self._ending = True
         with contextlib.suppress(ProcessLookupError):
             if grace_s > 0:
                 self._process.terminate()
@@ -96,6 +98,8 @@ class EnvoyRun:
             level, message, logger = str(entry["level"]), str(entry["message"]), str(entry["logger"])
         except (ValueError, TypeError, KeyError):
             level, message, logger = "warning", line, "main"
+        if self._ending and message.startswith("caught ENVOY_SIGTERM"):
+            return
         number = _LEVELS.get(level, 20)
         if number >= _LEVELS["error"]:
             self._errors.append(message)

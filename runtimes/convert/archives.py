@@ -1,4 +1,4 @@
-"""Reads single files out of wheels and source distributions, without installing or running anything in them."""
+"""Reads single files out of wheels and source distributions; nothing in them is installed or run."""
 
 from __future__ import annotations
 

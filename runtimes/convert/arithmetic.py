@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from headrace.runtimes.convert import pbtxt
 from headrace.runtimes.convert.job import Checks, Job, require
+from headrace.runtimes.convert.sessions import open_session
 
 WIDTH: Final = 16
 MAX_BATCH_SIZE: Final = 64
@@ -31,7 +31,7 @@ def save(path: Path, graph: onnx.GraphProto, opset: int = OPSET) -> None:
 
 def addsub_graph(*, batched: bool) -> onnx.GraphProto:
     """OUTPUT0 = INPUT0 + INPUT1, OUTPUT1 = INPUT0 - INPUT1: INT32 [batch, 16], or [16] when not batched."""
-    shape = ["batch", WIDTH] if batched else [WIDTH]
+    shape: list[str | int | None] = ["batch", WIDTH] if batched else [WIDTH]
     tensor = {
         name: helper.make_tensor_value_info(name, TensorProto.INT32, shape)
         for name in ("INPUT0", "INPUT1", "OUTPUT0", "OUTPUT1")
@@ -69,7 +69,7 @@ def build_addsub(job: Job) -> Checks:
         "".join(f"label{index}\n" for index in range(WIDTH)), encoding="utf-8"
     )
     pbtxt.write(job.target, addsub_config(job.target.name, batched=True, labels=True))
-    session = ort.InferenceSession(job.version / "model.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(job.version / "model.onnx")
     left, right = np.arange(2 * WIDTH, dtype=np.int32).reshape(2, WIDTH), np.full((2, WIDTH), 7, np.int32)
     total, difference = session.run(None, {"INPUT0": left, "INPUT1": right})
     wrong = np.count_nonzero(total != left + right) + np.count_nonzero(difference != left - right)

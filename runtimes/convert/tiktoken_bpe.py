@@ -1,8 +1,8 @@
-"""Turns a pickled tiktoken ``Encoding`` into a Hugging Face tokenizer.json, without running the pickle's code.
+"""Turns a pickled tiktoken ``Encoding`` into a tokenizer.json, without running the pickle's code.
 
-tiktoken keeps one table, bytes → rank, and always merges the adjacent pair whose joined bytes have the lowest
-rank. A BPE of the ``tokenizers`` library keeps a list of pairs instead, so every split of a token into two
-tokens becomes a pair, in the order of the joined token's rank: then both merge the same pairs.
+tiktoken keeps one table, bytes → rank, and merges the neighbours whose joined bytes have the lowest rank. The
+``tokenizers`` library keeps a list of pairs instead, so every split of a token into two tokens becomes a
+pair, in the order of the joined token's rank: then both merge the same pairs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ _SHIFT: Final = 0x100
 
 @dataclass(frozen=True)
 class Encoding:
-    """``pattern`` splits a text into pieces, ``ranks`` maps the bytes of a token to its id, ``special`` maps
-    the names of control tokens to theirs."""
+    """The data of a tiktoken tokenizer.
+
+    ``pattern`` splits a text into pieces, ``ranks`` maps the bytes of a token to its id, ``special`` maps the
+    names of control tokens to theirs.
+    """
 
     pattern: str
     ranks: dict[bytes, int]
@@ -30,7 +33,7 @@ class Encoding:
 
 
 class _Recorder:
-    """Stands in for tiktoken's class while unpickling: keeps the state that the pickle sets, does nothing."""
+    """Stands in for tiktoken's class while unpickling: keeps the state that is set."""
 
     def __init__(self) -> None:
         self.state: Any = None
@@ -40,7 +43,7 @@ class _Recorder:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows one name, tiktoken's ``Encoding``, and gives the recorder for it: no other code can be reached."""
+    """Knows one name, tiktoken's ``Encoding``, and gives the recorder for it: no other code is reached."""
 
     def find_class(self, module: str, name: str) -> type[_Recorder]:
         if (module, name) == ("tiktoken.core", "Encoding"):
@@ -60,11 +63,11 @@ def read_encoding(pickled: bytes) -> Encoding:
     except (pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
         msg = f"the tokenizer's pickle cannot be read: {error}"
         raise ConversionError(msg) from error
-    state = recorder.state if isinstance(recorder, _Recorder) else None
+    state = recorder.state if isinstance(recorder, _Recorder) else {}
     try:
         encoding = Encoding(state["pat_str"], dict(state["mergeable_ranks"]), dict(state["special_tokens"]))
     except (TypeError, KeyError) as error:
-        msg = "the tokenizer's pickle holds no pattern, ranks and special tokens"
+        msg = "the tokenizer's pickle is not that of an encoding"
         raise ConversionError(msg) from error
     return encoding
 
@@ -93,8 +96,8 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def tokenizer_json(encoding: Encoding, *, begin: str) -> str:
     """The tokenizer.json of an encoding; every text gets the special token ``begin`` in front.
 
-    Special tokens are in the vocabulary but not declared as such: a text that spells one out is split like any
-    other text, as tiktoken's ``encode_ordinary`` does, so nobody can forge a control token.
+    Special tokens are in the vocabulary but not declared as such: a text that spells one out is split like
+    any other, as tiktoken's ``encode_ordinary`` does, so nobody can forge a control token.
     """
     alphabet = byte_characters()
 
@@ -102,8 +105,8 @@ def tokenizer_json(encoding: Encoding, *, begin: str) -> str:
         return "".join(alphabet[byte] for byte in token)
 
     vocabulary = {spell(token): rank for token, rank in encoding.ranks.items()} | encoding.special
-    start = {"id": begin, "type_id": 0}
-    content = {
+    start, first = {"id": begin, "type_id": 0}, {"id": "A", "type_id": 0}
+    content: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -123,12 +126,8 @@ def tokenizer_json(encoding: Encoding, *, begin: str) -> str:
         },
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": start}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"SpecialToken": start},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 0}},
-            ],
+            "single": [{"SpecialToken": start}, {"Sequence": first}],
+            "pair": [{"SpecialToken": start}, {"Sequence": first}, {"Sequence": first | {"id": "B"}}],
             "special_tokens": {begin: {"id": begin, "ids": [encoding.special[begin]], "tokens": [begin]}},
         },
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},

@@ -5,7 +5,7 @@ The names are those of Triton's ONNX Runtime backend, so that existing model fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from headrace.runtimes.base import InstanceSpec, ModelError
 
+THREADS: Final = "intra_op_thread_count"
 _GRAPH_LEVELS: Final = MappingProxyType(
     {
         "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -39,12 +40,12 @@ _ERRORS_ONLY: Final = 3
 Provider = str | tuple[str, dict[str, str]]
 
 
-def session_options(options: Mapping[str, str], threads: int) -> ort.SessionOptions:
-    """Build the session options for ``threads`` intra-op threads.
+def session_options(options: Mapping[str, str]) -> ort.SessionOptions:
+    """Build the session options.
 
-    Read from ``options``: ``intra_op_thread_count`` (wins over ``threads``; 0 keeps it),
-    ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel), ``optimization.graph.level``
-    (-1 basic, 0 all, 1 extended, 2 off; all by default), ``enable_mem_arena``, ``enable_mem_pattern``,
+    Read from ``options``: ``intra_op_thread_count`` and ``inter_op_thread_count`` (0, the default, lets ONNX
+    Runtime choose), ``execution_mode`` (0 sequential, 1 parallel), ``optimization.graph.level`` (-1 basic,
+    0 all, 1 extended, 2 off; all by default), ``enable_mem_arena``, ``enable_mem_pattern``,
     ``enable_mem_reuse`` (0 or 1), and every name that begins with ``session.`` as a session configuration
     entry. Other names are not ours.
 
@@ -56,8 +57,8 @@ def session_options(options: Mapping[str, str], threads: int) -> ort.SessionOpti
     """
     built = ort.SessionOptions()
     built.log_severity_level = _ERRORS_ONLY
-    built.intra_op_num_threads = _count(options, "intra_op_thread_count", 0) or threads
-    built.inter_op_num_threads = _count(options, "inter_op_thread_count", 0)
+    built.intra_op_num_threads = _count(options, THREADS)
+    built.inter_op_num_threads = _count(options, "inter_op_thread_count")
     built.execution_mode = _choice(options, "execution_mode", _EXECUTION_MODES, "0")
     built.graph_optimization_level = _choice(options, "optimization.graph.level", _GRAPH_LEVELS, "0")
     for name, attribute in _SWITCHES.items():
@@ -93,9 +94,22 @@ def providers(instance: InstanceSpec) -> list[Provider]:
     return [(name, {"device_id": number or "0"}) if name == _CUDA else name for name in names]
 
 
-def _count(options: Mapping[str, str], name: str, default: int) -> int:
-    """Read a whole number of at least 0."""
-    text = options.get(name, str(default)).strip()
+def check_providers(wanted: Sequence[Provider], started: Sequence[str]) -> None:
+    """Raise unless every wanted provider has started: ONNX Runtime only warns when one cannot.
+
+    Raises:
+        ModelError: a provider is missing, say because a library that it needs is not installed.
+    """
+    for provider in wanted:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in started:
+            msg = f"execution provider '{name}' did not start (a driver or library is missing); see the log"
+            raise ModelError(msg)
+
+
+def _count(options: Mapping[str, str], name: str) -> int:
+    """Read a whole number of at least 0, which is the default."""
+    text = options.get(name, "0").strip()
     if not text.isdecimal():
         msg = f"option '{name}' must be a whole number of at least 0, not '{text}'"
         raise ModelError(msg)

@@ -22,7 +22,7 @@ from headrace.runtimes.base import (
 from headrace.runtimes.datatypes import BYTES, datatype_of
 from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
-from headrace.runtimes.onnx.options import providers, session_options
+from headrace.runtimes.onnx.options import THREADS, check_providers, providers, session_options
 from headrace.runtimes.onnx.types import tensor_spec
 from headrace.runtimes.onnx.values import as_text, row_major, run_with_bfloat16
 
@@ -41,23 +41,19 @@ def load(instance: InstanceSpec) -> OnnxModel:
     """
     file = find_model(Path(instance.path))
     chosen = providers(instance)
+    given = instance.options.get(THREADS, str(instance.threads))
 
-    def session(threads: int) -> ort.InferenceSession:
+    def session(threads: str) -> ort.InferenceSession:
+        options = session_options({**instance.options, THREADS: threads})
         try:
-            return ort.InferenceSession(
-                str(file), session_options(instance.options, threads), providers=chosen
-            )
-        except ModelError:
-            raise
+            made = ort.InferenceSession(str(file), options, providers=chosen)
         except Exception as error:
             raise load_error(error, file) from error
+        check_providers(chosen, made.get_providers())
+        return made
 
-    wants_lone = instance.lone_threads not in {0, instance.threads}
-    return OnnxModel(
-        session(instance.threads),
-        (lambda: session(instance.lone_threads)) if wants_lone else None,
-        instance.options,
-    )
+    lone = str(instance.lone_threads or given)
+    return OnnxModel(session(given), (lambda: session(lone)) if lone != given else None, instance.options)
 
 
 class OnnxModel:

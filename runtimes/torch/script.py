@@ -11,7 +11,7 @@ import torch
 
 from headrace.runtimes.base import InstanceSpec, ModelError, TensorSpec
 from headrace.runtimes.torch import options
-from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
+from headrace.runtimes.torch.module import TorchModel, last_line
 
 
 def load(file: Path, instance: InstanceSpec) -> TorchModel:
@@ -19,12 +19,15 @@ def load(file: Path, instance: InstanceSpec) -> TorchModel:
 
     TorchScript knows neither datatypes nor shapes, so options ``inputs`` and ``outputs`` must declare them
     (``options.declared``); names are matched to arguments and results as ``options.positions`` says.
-    Options ``dtype`` and ``compile`` apply.
+    Option ``dtype`` applies; ``compile`` does not, as TorchScript is compiled already.
 
     Raises:
         ModelError: the file is no TorchScript, or the declarations are missing or do not fit it.
     """
     device = options.device(instance)
+    if options.switch(instance.options, "compile"):
+        msg = "option 'compile' does not apply to TorchScript, which is compiled already"
+        raise ModelError(msg)
     try:
         with warnings.catch_warnings():
             # Torch advises torch.export, which does nothing for the files that exist.
@@ -52,12 +55,11 @@ def load(file: Path, instance: InstanceSpec) -> TorchModel:
     if absent := [name for name in required if name not in argument_of.values()]:
         msg = f"no input is declared for argument {', '.join(absent)} of forward"
         raise ModelError(msg)
-    called = compiled(module, instance.options)
 
     def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        return _named(called(**{argument_of[name]: tensor for name, tensor in tensors.items()}), outputs)
+        return _named(module(**{argument_of[name]: tensor for name, tensor in tensors.items()}), outputs)
 
-    return prepare(TorchModel(call, inputs, outputs, instance, device), instance.options)
+    return TorchModel(call, inputs, outputs, instance, device)
 
 
 def _named(result: Any, outputs: Sequence[TensorSpec]) -> Mapping[str, torch.Tensor]:

@@ -45,7 +45,7 @@ def check_fit(config: ModelConfig, loaded: Loaded, given: ModelConfig, label: st
                 *lines,
                 f"The model has inputs {describe(loaded.inputs)}; outputs {describe(loaded.outputs)}.",
                 "This config.pbtxt fits:",
-                print_config(fitting(given, loaded)),
+                print_config(fitting(given, loaded)).rstrip(),
             ]
         ),
         model=config.name,

@@ -89,7 +89,7 @@ def split(batch: Batch, tensors: Sequence[Tensor], block: memoryview) -> list[Pa
         counts = [part.tokens if ragged else part.rows for part in batch.parts]
         if not tensor.shape or tensor.shape[0] != sum(counts):
             msg = (
-                f"output '{tensor.name}' has shape {list(tensor.shape)} for a batch of {sum(counts)} rows: the "
+                f"output '{tensor.name}' has shape {list(tensor.shape)} for {sum(counts)} rows: the "
                 "model does not keep the batch dimension; set max_batch_size to 0 or dynamic batching off"
             )
             raise ExecutionFailedError(msg)

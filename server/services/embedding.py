@@ -37,9 +37,7 @@ class EmbeddingService:
         self._tokenizing = tokenizing
         self._max_inputs = max_inputs
 
-    async def Embed(
-        self, request: embedding_pb2.EmbedRequest, call: Call
-    ) -> embedding_pb2.EmbedResponse:
+    async def Embed(self, request: embedding_pb2.EmbedRequest, call: Call) -> embedding_pb2.EmbedResponse:
         """Embed texts or token ids."""
         inputs = _inputs(request)
         check_count(len(inputs), self._max_inputs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +32,7 @@ class Health:
     """
 
     def __init__(self, services: Iterable[str]) -> None:
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = HealthServicer()
         self._followers = ("", *services)
         self._models: set[str] = set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from headrace.kserve.v2 import grpc_service_pb2 as pb
@@ -134,8 +135,9 @@ class GRPCInferenceService:
             reply.parameters[_FINAL].bool_param = True
             return message
 
-        async for response in answer_in_order(requests, answer, STREAM_LIMIT):
-            yield response
+        async with aclosing(answer_in_order(requests, answer, STREAM_LIMIT)) as responses:
+            async for response in responses:
+                yield response
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> InferResponse:
         model = call.model = self._repository.get(request.model_name, request.model_version)

@@ -34,9 +34,7 @@ class OicmService:
         self._tokenizing = tokenizing
         self._max_inputs = max_inputs
 
-    async def Classify(
-        self, request: oicm_pb2.OicmServiceClassifyRequest, call: Call
-    ) -> HttpReply:
+    async def Classify(self, request: oicm_pb2.OicmServiceClassifyRequest, call: Call) -> HttpReply:
         """Label one text or a list of texts."""
         body = decode(request.body.data, oicm.ClassifyBody)
         batch = not isinstance(body.inputs, str)

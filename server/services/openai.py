@@ -63,9 +63,7 @@ class OpenaiService:
         """List the ready models; below ``/models/{id}/proxy`` only that one."""
         return HttpReply(encode({"object": "list", "data": self._cards(call)}))
 
-    async def GetModel(
-        self, request: openai_pb2.OpenaiServiceGetModelRequest, call: Call
-    ) -> HttpReply:
+    async def GetModel(self, request: openai_pb2.OpenaiServiceGetModelRequest, call: Call) -> HttpReply:
         """Describe one model, ``name`` or ``name@version``."""
         model = call.model = self._repository.resolve(request.model)
         return HttpReply(encode(openai.model_card(request.model, model, self._repository.created)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 Request = TypeVar("Request")
@@ -12,7 +12,7 @@ Response = TypeVar("Response")
 
 async def answer_in_order(
     requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]], limit: int
-) -> AsyncIterator[Response]:
+) -> AsyncGenerator[Response]:
     """Yield ``answer(request)`` for each request, in order, while up to ``limit`` of them are under way.
 
     Nothing more is read from ``requests`` while ``limit`` answers are wanting or not taken yet. The first

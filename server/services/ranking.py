@@ -30,9 +30,7 @@ class RankingService:
         self._tokenizing = tokenizing
         self._max_inputs = max_inputs
 
-    async def Rerank(
-        self, request: ranking_pb2.RerankRequest, call: Call
-    ) -> ranking_pb2.RerankResponse:
+    async def Rerank(self, request: ranking_pb2.RerankRequest, call: Call) -> ranking_pb2.RerankResponse:
         """Score texts against a query and sort them."""
         check_count(len(request.texts), self._max_inputs)
         model = call.model = self._repository.resolve(request.model, Task.RERANK, Task.EMBED, Task.CLASSIFY)

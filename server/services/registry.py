@@ -116,7 +116,9 @@ def descriptors() -> tuple[ServiceDescriptor, ...]:
     return tuple(registration.descriptor for registration in SERVICES)
 
 
-def handlers(dependencies: Dependencies, interceptors: Interceptors) -> Iterable[grpc.GenericRpcHandler]:
+def handlers(
+    dependencies: Dependencies, interceptors: Interceptors
+) -> Iterable[grpc.GenericRpcHandler[Any, Any]]:
     """Build every service and yield its gRPC handlers, each method wrapped by the interceptors."""
     for protocol, descriptor, build in SERVICES:
         service = build(dependencies)

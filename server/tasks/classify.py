@@ -76,7 +76,7 @@ async def classify(
         InvalidArgumentError: ``top_k`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    settings = text_settings(model, model.task in (Task.CLASSIFY, Task.RERANK), "a classifier model")
+    settings = text_settings(model, model.task in (Task.CLASSIFY, Task.RERANK), "a text classifier")
     if options.top_k is not None and options.top_k < 1:
         raise InvalidArgumentError(
             f"`top_k` is {options.top_k}, expected at least 1", field="top_k", value=str(options.top_k)

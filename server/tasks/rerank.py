@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,17 @@ from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.embed import unit_rows
 from headrace.server.tasks.text_encoding import Direction
-from headrace.server.tasks.text_models import TextRun, Timings, run_texts, sigmoid, text_settings
+from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, text_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from headrace.server.repository.model import Model
+    from headrace.server.tasks.text_encoding import Tokens
     from headrace.server.tasks.tokenization import Tokenizing
+
+WINDOW: Final = 128
+"""Texts whose token vectors are held at a time: some 50 MB for 256 tokens of width 384 each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,8 @@ async def rerank(
 
     A cross-encoder (task ``rerank``, or ``classify`` with a single label) reads query and text together; its
     score is the sigmoid of its logit, with ``raw_scores`` the logit. An embedding model ranks by late
-    interaction, see :func:`late_interaction`; its raw score in [-1, 1] is cut at 0 unless ``raw_scores``.
-    Either way everything runs as the parts of one request; late interaction encodes the query once.
+    interaction, see :func:`max_similarity`; its raw score in [-1, 1] is cut at 0 unless ``raw_scores``. The
+    query is encoded once for it.
 
     Raises:
         TaskNotSupportedError: the model cannot rank.
@@ -78,50 +81,90 @@ async def rerank(
             f"`top_n` is {options.top_n}, expected at least 1", field="top_n", value=str(options.top_n)
         )
     if cross:
+        pairs = [(query, text) for text in texts]
         run = await run_texts(
-            tokenizing, model, [(query, text) for text in texts], "logits",
-            truncate=options.truncate, direction=options.direction,
-        )  # fmt: skip
-        scores = run.matrix()[:, 0]
-        scores = scores if options.raw_scores else sigmoid(scores)
+            tokenizing, model, pairs, "logits", truncate=options.truncate, direction=options.direction
+        )
+        scored = _Scored(run.matrix()[:, 0], run.token_counts, run.timings)
+        if not options.raw_scores:
+            scored.scores = sigmoid(scored.scores)
     else:
-        # A space stands for an empty text: it has the special tokens only, and those can be compared.
-        run = await run_texts(
-            tokenizing, model, [query, *(text or " " for text in texts)], "token_embeddings",
-            truncate=options.truncate, direction=options.direction,
-        )  # fmt: skip
-        scores = await tokenizing.run(late_interaction, run, settings.tokenizer)
-    order = np.argsort(-scores, kind="stable")[: options.top_n]
-    best = scores[order]
+        scored = await _late_interaction(tokenizing, model, settings.tokenizer, query, texts, options)
+    order = np.argsort(-scored.scores, kind="stable")[: options.top_n]
+    best = scored.scores[order]
     if not (cross or options.raw_scores):
         best = np.clip(best, 0, 1)
-    return Ranking(order.tolist(), best, run.token_counts, run.timings)
+    return Ranking(order.tolist(), best, scored.token_counts, scored.timings)
 
 
-def late_interaction(run: TextRun, tokenizer: Tokenizer) -> NDArray[np.float32]:
+@dataclass(slots=True)
+class _Scored:
+    """Scores in the order of the texts, and what they cost."""
+
+    scores: NDArray[np.float32]
+    token_counts: list[int]
+    timings: Timings
+
+
+async def _late_interaction(
+    tokenizing: Tokenizing,
+    model: Model,
+    tokenizer: Tokenizer,
+    query: str,
+    texts: Sequence[str],
+    options: RerankOptions,
+) -> _Scored:
+    """Encode the query with the first window of texts, and score window by window."""
+    scores: list[NDArray[np.float32]] = []
+    counts: list[int] = []
+    timings = Timings()
+    asked: NDArray[np.float32] | None = None
+    for start in range(0, len(texts), WINDOW):
+        # A space stands for an empty text: it has the special tokens only, and those can be compared.
+        inputs = [text or " " for text in texts[start : start + WINDOW]]
+        if asked is None:
+            inputs.insert(0, query)
+        run = await run_texts(
+            tokenizing, model, inputs, "token_embeddings",
+            truncate=options.truncate, direction=options.direction,
+        )  # fmt: skip
+        counts += run.token_counts
+        timings.then(run.timings)
+        documents = run.data
+        if asked is None:
+            asked = await tokenizing.run(query_vectors, run.tokens[0], run.data[0], tokenizer)
+            documents = run.data[1:]
+        scores.append(await tokenizing.run(max_similarity, asked, documents))
+    return _Scored(np.concatenate(scores), counts, timings)
+
+
+def query_vectors(tokens: Tokens, data: bytes, tokenizer: Tokenizer) -> NDArray[np.float32]:
+    """Return the query's token vectors, [tokens, width], each of length 1, without special tokens.
+
+    Special tokens are those that the tokenizer makes of an empty text; a query of nothing else keeps them.
+    """
+    ids = np.frombuffer(tokens.ids, dtype="<i4")
+    vectors = np.frombuffer(data, dtype="<f4").reshape(len(ids), -1)
+    words = ~np.isin(ids, tokenizer.encode("").ids)
+    return unit_rows(vectors[words] if words.any() else vectors)
+
+
+def max_similarity(query: NDArray[np.float32], documents: Sequence[bytes]) -> NDArray[np.float32]:
     """Score documents against a query by the similarity of their tokens (MaxSim).
 
-    Every token vector is scaled to length 1. The score of a document is the mean over the query's tokens,
-    without its special tokens, of the greatest dot product with any token of the document (special tokens of
-    the document take part: they give a document without words a score). A query that consists of special
-    tokens only is taken with them.
+    The score of a document is the mean over the query's tokens of the greatest dot product with any token of
+    the document, every vector scaled to length 1. Special tokens of the document take part: they give a
+    document without words a score.
 
     Args:
-        run: token embeddings of the query (input 0) and of the documents (the others).
-        tokenizer: special tokens are those that it makes of an empty text.
+        query: what :func:`query_vectors` returns.
+        documents: float32 [tokens, width] of each document, little-endian.
 
     Returns:
         float32 [documents], each in [-1, 1].
     """
-    query_ids = np.frombuffer(run.tokens[0].ids, dtype="<i4")
-    query = np.frombuffer(run.data[0], dtype="<f4").reshape(len(query_ids), -1)
-    words = ~np.isin(query_ids, tokenizer.encode("").ids)
-    if words.any():
-        query = query[words]
-    width = query.shape[1]
-    documents = np.frombuffer(b"".join(run.data[1:]), dtype="<f4").reshape(-1, width)
-    similarity = unit_rows(query) @ unit_rows(documents).T
-    starts = np.cumsum([0, *run.token_counts[1:]])
-    best = np.stack([similarity[:, start:stop].max(axis=1) for start, stop in pairwise(starts.tolist())])
-    scores: NDArray[np.float32] = best.mean(axis=1, dtype=np.float32)
+    scores = np.empty(len(documents), dtype=np.float32)
+    for index, data in enumerate(documents):
+        vectors = unit_rows(np.frombuffer(data, dtype="<f4").reshape(-1, query.shape[1]))
+        scores[index] = (query @ vectors.T).max(axis=1).mean()
     return scores

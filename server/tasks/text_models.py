@@ -42,6 +42,13 @@ class Timings:
     queue_ns: int = 0
     inference_ns: int = 0
 
+    def then(self, later: Timings) -> None:
+        """Add what followed in the same call."""
+        self.total_ns += later.total_ns
+        self.tokenization_ns += later.tokenization_ns
+        self.queue_ns = max(self.queue_ns, later.queue_ns)
+        self.inference_ns += later.inference_ns
+
 
 @dataclass(slots=True)
 class TextRun:
@@ -112,13 +119,15 @@ async def run_texts(
     tokenized = time.monotonic_ns()
     parts = [_part(entry, output) for entry in tokens]
     data: list[bytes] = []
+    timings = Timings(tokenization_ns=tokenized - started)
     for start in range(0, len(parts), MAX_PARTS):
         results = await model.batcher.run(parts[start : start + MAX_PARTS])
         data += [result[output].data for result in results]
-    timings = Timings(time.monotonic_ns() - started, tokenized - started)
-    for pending in {part.pending for part in parts if part.pending is not None}:
-        timings.queue_ns = max(timings.queue_ns, pending.queue_ns)
-        timings.inference_ns += pending.infer_ns
+        pending = parts[start].pending
+        if pending is not None:
+            timings.queue_ns = max(timings.queue_ns, pending.queue_ns)
+            timings.inference_ns += pending.infer_ns
+    timings.total_ns = time.monotonic_ns() - started
     return TextRun(data, tokens, timings)
 
 

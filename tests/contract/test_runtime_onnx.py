@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, Run, RunCancelledError
 from headrace.runtimes.datatypes import NUMPY_TYPES
 from headrace.runtimes.onnx.errors import clean
+from headrace.runtimes.onnx.options import Provider, check_providers
 from headrace.runtimes.onnx.session import OnnxModel, load
 
 ELEMENTS = {
@@ -210,21 +210,43 @@ def test_wrong_options(options: dict[str, str], said: str, tmp_path: Path) -> No
         model(tmp_path, **options)
 
 
+def test_a_provider_that_did_not_start_is_an_error() -> None:
+    wanted: list[Provider] = [("CUDAExecutionProvider", {"device_id": "0"}), "CPUExecutionProvider"]
+    check_providers(wanted[1:], ["CPUExecutionProvider"])
+    with pytest.raises(ModelError, match="'CUDAExecutionProvider' did not start"):
+        check_providers(wanted, ["CPUExecutionProvider"])
+
+
 def test_execution_providers_are_used(tmp_path: Path) -> None:
     passing(tmp_path / "model.onnx", TensorProto.FLOAT, ["n"])
     session = model(tmp_path, execution_providers=" CPUExecutionProvider ")._session
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
+def lone_session(loaded: OnnxModel) -> ort.InferenceSession | None:
+    return loaded._lone
+
+
 def test_lone_runs_get_a_session_of_their_own(tmp_path: Path) -> None:
     passing(tmp_path / "model.onnx", TensorProto.FLOAT, ["n"], "Neg")
-    loaded = load(InstanceSpec("model", "onnx", str(tmp_path), threads=1, lone_threads=2))
+    loaded = load(
+        InstanceSpec(
+            "model",
+            "onnx",
+            str(tmp_path),
+            threads=3,
+            lone_threads=2,
+            options={"intra_op_thread_count": "1"},
+        )
+    )
+    assert loaded._session.get_session_options().intra_op_num_threads == 1
     ones = {"X": np.ones(3, np.float32)}
     assert loaded.execute(ones, (), Run())["Y"].tolist() == [-1, -1, -1]
-    assert loaded._lone is None
-    while loaded._lone is None:  # loaded by a thread that the first lone run starts; pytest limits the wait
+    assert lone_session(loaded) is None
+    # A thread that the first lone run starts loads it; pytest limits the wait.
+    while (session := lone_session(loaded)) is None:
         assert loaded.execute(ones, (), Run(lone=True))["Y"].tolist() == [-1, -1, -1]
-    assert loaded._lone.get_session_options().intra_op_num_threads == 2
+    assert session.get_session_options().intra_op_num_threads == 2
     assert loaded.execute(ones, (), Run(lone=True))["Y"].tolist() == [-1, -1, -1]
 
 
@@ -250,9 +272,9 @@ def test_a_run_is_cancelled_between_nodes(tmp_path: Path) -> None:
         [one],
     )
     loaded = model(tmp_path)
-    inputs = {"times": np.array(10**10, np.int64), "X": np.zeros(1, np.float32)}
+    inputs: dict[str, NDArray[Any]] = {"times": np.array(10**10, np.int64), "X": np.zeros(1, np.float32)}
     run = Run()
-    stopper = threading.Thread(target=lambda: (time.sleep(0.1), run.cancel()))
+    stopper = threading.Timer(0.1, run.cancel)
     stopper.start()
     with pytest.raises(RunCancelledError):
         loaded.execute(inputs, (), run)

@@ -32,7 +32,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import transformers
 
     torch.manual_seed(7)
-    config = transformers.BertConfig(
+    config = transformers.BertConfig(  # type: ignore[call-arg]
         vocab_size=VOCABULARY,
         hidden_size=DIM,
         num_hidden_layers=2,
@@ -41,7 +41,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Any:
         max_position_embeddings=POSITIONS,
         num_labels=LABELS,
     )
-    model: Any = transformers.BertForSequenceClassification(config).eval()
+    model: Any = transformers.BertForSequenceClassification(config)
+    model.eval()
     folder = tmp_path_factory.mktemp("bert")
     model.save_pretrained(folder)
     model.name_or_path = str(folder)

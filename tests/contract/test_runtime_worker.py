@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.runtimes.base import InstanceSpec
+from headrace.runtimes.base import InstanceSpec, TextSpec
 from headrace.runtimes.datatypes import to_array, to_raw
 from headrace.runtimes.regions import Region
 from headrace.runtimes.wire import (
@@ -293,6 +293,59 @@ def test_cancels_of_finished_batches_change_nothing(worker: Worker) -> None:
     assert isinstance(reply, Failed)
     assert (reply.batch, reply.kind) == (200, "cancelled")
     assert worker.run(201, batch_of(1))["Y"].tolist() == [[1.0]]
+
+
+def test_a_storm_of_cancels_harms_no_other_batch(worker: Worker) -> None:
+    chances = np.random.default_rng(5)
+    for batch in range(0, 600, 2):
+        times = int(chances.integers(1, 400))
+        for slot in (0, 1):
+            worker.send(batch + slot, batch_of(1, times=times), slot=slot)
+        worker.cancel(batch)
+        first, second = worker.receive(), worker.receive()
+        if isinstance(first, Failed):  # it may have ended before its cancel came
+            assert (first.batch, first.kind) == (batch, "cancelled")
+        else:
+            assert worker.arrays(first)["Y"].tolist() == [[times]]
+        assert worker.arrays(second, 1)["Y"].tolist() == [[times]]
+
+
+def test_a_text_model_takes_token_ids(start: Callable[[], Worker], tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["numbers", "last"], ["last_hidden_state"]),
+        ],
+        "text",
+        [value("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [value("last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", 1])],
+        [numpy_helper.from_array(np.array([-1], np.int64), "last")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    worker = start()
+    loaded = worker.load(InstanceSpec("text", "onnx", str(tmp_path), text=TextSpec("embed")))
+    assert isinstance(loaded, Loaded)
+    assert [spec.name for spec in loaded.inputs] == ["token_ids", "lengths"]
+    inputs = {"token_ids": np.array([4, 6, 7], np.int32), "lengths": np.array([2, 1], np.int32)}
+    assert worker.run(1, inputs, ["embedding"])["embedding"].tolist() == [[5.0], [7.0]]
+
+
+def test_text_travels_both_ways(start: Callable[[], Worker], tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, ["rows", 2]) for name in "XY")
+    graph = helper.make_graph([helper.make_node("Identity", ["X"], ["Y"])], "same", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    worker = start()
+    assert isinstance(worker.load(InstanceSpec("same", "onnx", str(tmp_path))), Loaded)
+    texts = np.array([["a", ""], ["dé", "long " * 9_000]], dtype=object)
+    worker.send(1, {"X": texts})
+    reply = worker.receive()
+    assert isinstance(reply, Executed)
+    assert reply.outputs[0].row_ends == (9, 9 + 4 + 3 + 4 + 45_000)
+    result = worker.arrays(reply)["Y"]
+    assert [[text.decode() for text in row] for row in result.tolist()] == texts.tolist()
 
 
 def test_a_damaged_model_is_reported(start: Callable[[], Worker], tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from headrace.server.services.tei import TeiService
 from headrace.server.tasks.tokenization import Tokenizing
 
 KEYS = [
-    "inputs", "input", "texts", "query", "documents", "text", "truncate", "truncation_direction", "dimensions",
-    "normalize", "prompt_name", "raw_scores", "return_text", "top_k", "top_n", "encoding_format", "model", "data",
-    "instances", "dataframe_split", "dataframe_records", "columns", "x", "zzz",
+    "inputs", "input", "texts", "query", "documents", "text", "truncate", "truncation_direction",
+    "dimensions", "normalize", "prompt_name", "raw_scores", "return_text", "top_k", "top_n",
+    "encoding_format", "model", "data", "instances", "dataframe_split", "dataframe_records", "columns", "x",
+    "zzz",
 ]  # fmt: skip
 leaves = (
     st.none()
@@ -53,7 +54,13 @@ fuzzed = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 @settings(fuzzed, max_examples=120)
 @given(body=values | likely, model=st.sampled_from(["", "e", "c", "r", "nope"]))
 def test_any_json(
-    rpc: str, body: Any, model: str, runner: asyncio.Runner, own_repository: Any, rest: Any, tokenizing: Tokenizing
+    rpc: str,
+    body: Any,
+    model: str,
+    runner: asyncio.Runner,
+    own_repository: Any,
+    rest: Any,
+    tokenizing: Tokenizing,
 ) -> None:
     service, message = FACADES[rpc]
     facade = rest(service(own_repository, tokenizing))

@@ -90,9 +90,10 @@ def test_pair_inputs() -> None:
     assert pairs(["a"], field="inputs", limit=1) == (["a"], False)
     assert pairs(["a", "b"], field="inputs", limit=1) == ([("a", "b")], False)
     assert pairs([["a"], ["a", "b"]], field="inputs", limit=2) == (["a", ("a", "b")], True)
-    for wrong in ([], ["a", "b", "c"], [[]], [["a", "b", "c"]], ["a", ["b"]]):
+    malformed: list[Any] = [[], ["a", "b", "c"], [[]], [["a", "b", "c"]], ["a", ["b"]]]
+    for wrong in malformed:
         with pytest.raises(InvalidJsonError, match="expected a string, a pair of strings"):
-            pairs(wrong, field="inputs", limit=5)  # type: ignore[arg-type]
+            pairs(wrong, field="inputs", limit=5)
     with pytest.raises(BatchTooLargeError):
         pairs([["a"]] * 3, field="inputs", limit=2)
 
@@ -100,21 +101,27 @@ def test_pair_inputs() -> None:
 def test_directions() -> None:
     assert direction(None) is direction("Right") is direction("right") is Direction.RIGHT
     assert direction("LEFT") is Direction.LEFT
-    with pytest.raises(InvalidArgumentError, match="`truncation_direction` is 'up', expected 'Left' or 'Right'"):
+    with pytest.raises(
+        InvalidArgumentError, match="`truncation_direction` is 'up', expected 'Left' or 'Right'"
+    ):
         direction("up")
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 matrices = st.sampled_from([1, 3, 100, 384]).flatmap(
     lambda width: st.sampled_from([0, 1, 2, 42, 43, 86]).map(
-        lambda rows: np.random.default_rng(rows * 1000 + width).standard_normal((rows, width)).astype(np.float32)
+        lambda rows: (
+            np.random.default_rng(rows * 1000 + width).standard_normal((rows, width)).astype(np.float32)
+        )
     )
 )
 
 
 @given(matrices)
 def test_vectors_as_json_read_back_equal(vectors: Any) -> None:
-    assert np.array_equal(np.array(orjson.loads(json_vectors(vectors)), np.float32).reshape(vectors.shape), vectors)
+    assert np.array_equal(
+        np.array(orjson.loads(json_vectors(vectors)), np.float32).reshape(vectors.shape), vectors
+    )
     plain = orjson.loads(json_embeddings(vectors, base64=False))
     packed = orjson.loads(json_embeddings(vectors, base64=True))
     for entries in (plain, packed):

@@ -102,7 +102,11 @@ async def test_other_errors(openai: Any) -> None:
     task = await create(openai, {"input": "a", "model": "c"})
     assert (task.status, task.json["error"]["code"]) == (400, "task_not_supported")
     full = await create(openai, {"input": ["a", "b"], "model": "full"})
-    assert (full.status, full.json["error"]["type"], full.headers["retry-after"]) == (429, "rate_limit_error", "1")
+    assert (full.status, full.json["error"]["type"], full.headers["retry-after"]) == (
+        429,
+        "rate_limit_error",
+        "1",
+    )
     broken = await create(openai, {"input": "a", "model": "broken"})
     assert (broken.status, broken.json["error"]["type"]) == (500, "server_error")
 

@@ -55,16 +55,17 @@ def test_every_form_gives_the_same_rows(body: Any) -> None:
 
 def test_one_row_needs_no_brackets() -> None:
     assert decoded([1, 2, 3, 4]) == {"x": [[1, 2, 3, 4]]}
-    assert decoded({"instances": [{name: value for name, value in zip(NAMES, ROWS[0], strict=True)}]}) == {
-        "x": [ROWS[0]]
-    }
+    assert decoded({"instances": [dict(zip(NAMES, ROWS[0], strict=True))]}) == {"x": [ROWS[0]]}
 
 
 def test_named_inputs_of_a_model_with_several() -> None:
     expected = {"a": [[1, 2], [3, 4]], "b": [7, 8]}
     assert decoded({"inputs": {"a": [[1, 2], [3, 4]], "b": [7, 8]}}, TWO) == expected
     assert decoded({"instances": [{"a": [1, 2], "b": 7}, {"b": 8, "a": [3, 4]}]}, TWO) == expected
-    assert decoded({"dataframe_split": {"columns": ["b", "a"], "data": [[7, [1, 2]], [8, [3, 4]]]}}, TWO) == expected
+    assert (
+        decoded({"dataframe_split": {"columns": ["b", "a"], "data": [[7, [1, 2]], [8, [3, 4]]]}}, TWO)
+        == expected
+    )
     with pytest.raises(InvalidTensorError, match="the model takes the inputs a, b; missing b and unknown c"):
         decoded({"inputs": {"a": [1, 2], "c": [1]}}, TWO)
     with pytest.raises(InvalidTensorError, match="the model takes 2 inputs, send an array for each"):
@@ -104,8 +105,8 @@ def test_a_size_that_makes_no_whole_rows_names_what_was_expected() -> None:
     (5, InvalidJsonError, "got a number"),
     ({"dataframe_split": [1]}, InvalidJsonError, "`dataframe_split`: expected an object"),
     ({"dataframe_split": {"columns": NAMES, "data": [1]}}, InvalidJsonError, "`dataframe_split`: expected"),
-    ({"dataframe_split": {"columns": [1], "data": [[1]]}}, InvalidJsonError, "columns`: expected an array of names"),
-    ({"dataframe_split": {"columns": NAMES, "data": [[1]]}}, InvalidJsonError, "expected 4 values in every row"),
+    ({"dataframe_split": {"columns": [1], "data": [[1]]}}, InvalidJsonError, "expected an array of names"),
+    ({"dataframe_split": {"columns": NAMES, "data": [[1]]}}, InvalidJsonError, "expected 4 values in"),
     ([{"p": 1}, {"q": 2}], InvalidJsonError, "row 1: expected an object with the keys p"),
     ([{"p": 1}, 5], InvalidJsonError, "row 1: expected an object"),
     ({"inputs": {"p": [1], "q": [1, 2]}}, InvalidTensorError, "must be arrays of one length"),
@@ -250,9 +251,17 @@ def test_models_without_batching_keep_the_shape_of_their_outputs() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["inputs", "data", "x", "columns", "instances", "p"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["inputs", "data", "x", "columns", "instances", "p"]), inner, max_size=3
+        )
+    ),
     max_leaves=12,
 )
 

@@ -14,6 +14,7 @@ from headrace.server.services.tei import TeiService
 from headrace.server.tasks.tokenization import Tokenizing
 
 LABELS = ("negative", "neutral", "positive")
+INVALID = "Input validation error"
 OICM = {"x-headrace-surface": "oicm"}
 
 
@@ -100,11 +101,11 @@ async def test_compute_headers(tei: Any) -> None:
 
 @pytest.mark.parametrize(("body", "status", "text", "kind"), [
     ({"inputs": []}, 400, "`inputs` cannot be empty", "Empty"),
-    ({"inputs": ""}, 400, "Input validation error: `inputs` cannot be empty", "Empty"),
-    ({"inputs": ["good", ""]}, 400, "Input validation error: `inputs` cannot be empty", "Empty"),
-    ({"inputs": [[]]}, 400, "Input validation error: `inputs` cannot be empty", "Empty"),
+    ({"inputs": ""}, 400, f"{INVALID}: `inputs` cannot be empty", "Empty"),
+    ({"inputs": ["good", ""]}, 400, f"{INVALID}: `inputs` cannot be empty", "Empty"),
+    ({"inputs": [[]]}, 400, f"{INVALID}: `inputs` cannot be empty", "Empty"),
     ({"inputs": ["a"] * 5}, 422, "batch size 5 > maximum allowed batch size 4", "Validation"),
-    ({"inputs": "a", "dimensions": 0}, 422, "Input validation error: `dimensions` should be positive", "Validation"),
+    ({"inputs": "a", "dimensions": 0}, 422, f"{INVALID}: `dimensions` should be positive", "Validation"),
     ({"inputs": [99999]}, 422, None, "Validation"),
     ({"inputs": "a", "truncation_direction": "up"}, 422, None, "Validation"),
     ({"inputs": 5}, 422, "`inputs`: expected `str | array`, got `int`", "Validation"),
@@ -123,7 +124,10 @@ async def test_embed_errors(tei: Any, body: Any, status: int, text: str | None, 
 
 async def test_the_models_own_failures(tei: Any) -> None:
     broken = await embed(tei, {"inputs": "a", "model": "broken"})
-    assert (broken.status, broken.json) == (424, {"error": "Backend error: model says no", "error_type": "Backend"})
+    assert (broken.status, broken.json) == (
+        424,
+        {"error": "Backend error: model says no", "error_type": "Backend"},
+    )
     full = await embed(tei, {"inputs": ["a", "b"], "model": "full"})
     assert (full.status, full.json["error_type"], full.headers["retry-after"]) == (429, "Overloaded", "1")
     unknown = await embed(tei, {"inputs": "a"}, on("nope"))
@@ -176,13 +180,15 @@ async def test_rerank_errors(tei: Any, body: Any, status: int, text: str) -> Non
 async def test_rerank_documents(tei: Any) -> None:
     documents: list[Any] = ["banana", {"text": "paris is the capital"}, "berlin", "x", "y", "z"]
     body = (await rerank(tei, {"query": "paris", "documents": documents, "top_n": 2})).json
-    assert [result["index"] for result in body["results"]][0] == 1
+    assert body["results"][0]["index"] == 1
     assert len(body["results"]) == 2
     assert body["results"][0]["document"]["text"] == "paris is the capital"
     assert body["results"][0]["relevance_score"] >= body["results"][1]["relevance_score"]
     assert body["model"] == "e"
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] > 0
-    bare = (await rerank(tei, {"query": "paris", "documents": documents, "top_n": 0, "return_documents": False})).json
+    bare = (
+        await rerank(tei, {"query": "paris", "documents": documents, "top_n": 0, "return_documents": False})
+    ).json
     assert len(bare["results"]) == 6
     assert "document" not in bare["results"][0]
 
@@ -225,7 +231,9 @@ async def test_predict_runs_classical_models(tei: Any) -> None:
     for body in ([[1, 2, 3], [4, 5, 6]], [1, 2, 3, 4, 5, 6], {"inputs": [[1, 2, 3], [4, 5, 6]]}):
         assert (await predict(tei, body)).json == expected
         assert (await predict(tei, body, on("r"))).json == expected
-    many = (await predict(tei, [[index, 0, 0] for index in range(50)])).json  # the model takes 4 rows at a time
+    many = (
+        await predict(tei, [[index, 0, 0] for index in range(50)])
+    ).json  # the model takes 4 rows at a time
     assert many["data"] == [float(index) for index in range(50)]
 
 
@@ -235,7 +243,7 @@ async def test_predict_chooses_by_the_kind_of_the_model(tei: Any) -> None:
     assert "expected numbers for FP64, got 'good'" in text_to_numbers.json["error"]
     numbers_to_text = await predict(tei, [1, 2, 3], on("c"))
     assert numbers_to_text.status == 400
-    assert numbers_to_text.json["error"] == "model 'c' classifies text, send {\"inputs\": \"…\"}"
+    assert numbers_to_text.json["error"] == 'model \'c\' classifies text, send {"inputs": "…"}'
     assert (await predict(tei, {"inputs": [[1]]}, on("c"))).status == 422
     assert (await predict(tei, {"inputs": "a"}, on("e"))).status == 400
     assert (await predict(tei, [1, 2])).status == 422

@@ -55,7 +55,9 @@ async def test_embed(models: Any, tokenizing: Tokenizing, call: Call, reference:
     assert call.model is not None
 
 
-async def test_embed_options(models: Any, tokenizing: Tokenizing, call: Call, reference: Any, tokenizer: Any) -> None:
+async def test_embed_options(
+    models: Any, tokenizing: Tokenizing, call: Call, reference: Any, tokenizer: Any
+) -> None:
     service = EmbeddingService(models, tokenizing)
     (raw,) = (await service.Embed(Embed(texts=["good"], normalize=False), call)).embeddings
     np.testing.assert_allclose(raw.values, reference("good")["embedding"], atol=1e-6)
@@ -144,14 +146,18 @@ def tensor(values: Any, name: str = "x") -> common_pb2.Tensor:
 async def test_predict(models: Any, tokenizing: Tokenizing, call: Call) -> None:
     service = PredictionService(models, tokenizing)
     values = np.arange(30, dtype=np.float32).reshape(10, 3)
-    answer = await service.Predict(prediction_pb2.PredictRequest(inputs=[tensor(values)], include_signature=True), call)
+    answer = await service.Predict(
+        prediction_pb2.PredictRequest(inputs=[tensor(values)], include_signature=True), call
+    )
     y, n = answer.outputs
     np.testing.assert_array_equal(np.frombuffer(y.raw, np.float32), values.sum(1))
     assert (list(y.shape), list(n.shape), n.datatype) == ([10, 1], [10], "INT64")
     assert [(spec.name, spec.datatype, list(spec.shape)) for spec in answer.signature.outputs] == [
         ("y", "FP32", [-1, 1]), ("n", "INT64", [-1]),
     ]  # fmt: skip
-    one = await service.Predict(prediction_pb2.PredictRequest(inputs=[tensor(values)], output_names=["n"]), call)
+    one = await service.Predict(
+        prediction_pb2.PredictRequest(inputs=[tensor(values)], output_names=["n"]), call
+    )
     assert [output.name for output in one.outputs] == ["n"]
     assert not one.HasField("signature")
     assert one.timings.total_duration.ToNanoseconds() > 0

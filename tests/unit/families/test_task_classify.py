@@ -86,7 +86,7 @@ async def test_labels_without_names(repository: Any, tokenizing: Tokenizing) -> 
 
 
 async def test_other_tasks_do_not_classify(repository: Any, tokenizing: Tokenizing) -> None:
-    with pytest.raises(TaskNotSupportedError, match="model 'e' is not a classifier model, its task is embed"):
+    with pytest.raises(TaskNotSupportedError, match="model 'e' is not a text classifier, its task is embed"):
         await classify(tokenizing, repository.text("e", Task.EMBED), ["good"], ClassifyOptions())
 
 

@@ -69,7 +69,7 @@ async def test_dimensions_are_cut_before_scaling(
 @pytest.mark.parametrize(("dimensions", "message"), [
     (0, "^`dimensions` should be positive$"),
     (-3, "^`dimensions` should be positive$"),
-    (17, "^`dimensions` should be smaller than the maximum embedding dimension. Given: 17, the maximum is 16$"),
+    (17, "^`dimensions` should be smaller than the maximum embedding dimension. Given: 17, the maximum is"),
 ])  # fmt: skip
 async def test_impossible_dimensions(
     repository: Any, tokenizing: Tokenizing, dimensions: int, message: str
@@ -137,7 +137,7 @@ async def test_errors_of_model_and_queue_pass_through(repository: Any, tokenizin
 
 
 async def test_no_texts(repository: Any, tokenizing: Tokenizing) -> None:
-    with pytest.raises(InputEmptyError, match="^`inputs` cannot be empty$"):
+    with pytest.raises(InputEmptyError, match=r"^`inputs` cannot be empty$"):
         await embed(tokenizing, repository.text("e", Task.EMBED), [], EmbedOptions())
 
 

@@ -14,6 +14,7 @@ from headrace.server.errors import (
     TaskNotSupportedError,
 )
 from headrace.server.repository.model import Task
+from headrace.server.tasks import rerank as rerank_module
 from headrace.server.tasks.rerank import RerankOptions, rerank
 from headrace.server.tasks.tokenization import Tokenizing
 
@@ -42,6 +43,21 @@ async def test_late_interaction(repository: Any, tokenizing: Tokenizing, referen
     assert model.statistics.success.count == 1
     assert model.statistics.inference_count == 5  # the query once and the texts
     assert len(result.token_counts) == 5
+
+
+async def test_many_texts_are_scored_in_windows(
+    repository: Any, tokenizing: Tokenizing, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerank_module, "WINDOW", 2)
+    model = repository.text("e", Task.EMBED)
+    texts = [*TEXTS, "good"]
+    result = await rerank(tokenizing, model, QUERY, texts, RerankOptions(raw_scores=True))
+    expected = [max_similarity(reference, QUERY, text) for text in texts]
+    assert result.order == sorted(range(5), key=lambda index: -expected[index])
+    np.testing.assert_allclose(result.scores, [expected[index] for index in result.order], atol=1e-6)
+    assert model.statistics.inference_count == len(result.token_counts) == 6
+    assert model.statistics.success.count == 3
+    assert result.timings.inference_ns == 3 * 20
 
 
 async def test_late_interaction_scores_lie_between_0_and_1(

@@ -22,7 +22,8 @@ from headrace.server.tasks.tokenization import Tokenizing
 
 def ids(tokens: Tokens) -> list[int]:
     assert len(tokens.ids) == tokens.count * 4
-    return np.frombuffer(tokens.ids, "<i4").tolist()
+    found: list[int] = np.frombuffer(tokens.ids, "<i4").tolist()
+    return found
 
 
 def type_ids(tokens: Tokens) -> list[int]:
@@ -92,7 +93,7 @@ async def test_too_long_is_refused_when_truncation_is_off(
 async def test_absurd_lengths_never_reach_the_tokenizer(tokenizer: Tokenizer, tokenizing: Tokenizing) -> None:
     settings = TextSettings(tokenizer, 4)
     text = "good " * 500 + "bad"
-    with pytest.raises(InputTooLongError, match="must have less than 1000 characters. Given: 2503"):
+    with pytest.raises(InputTooLongError, match=r"must have less than 1000 characters\. Given: 2503"):
         await tokenizing.tokenize(settings, [text], truncate=False)
     (right,) = await tokenizing.tokenize(settings, [text])
     (left,) = await tokenizing.tokenize(settings, [text], direction=Direction.LEFT)
@@ -173,7 +174,7 @@ async def test_a_wrong_input_fails_its_own_request_only(tokenizer: Tokenizer) ->
 
 
 class Spy:
-    """Counts the groups that reach the pool and remembers their threads; the first waits until it is let go."""
+    """Counts the groups that reach the pool and remembers their threads; all wait until they are let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: list[int] = []
@@ -255,8 +256,8 @@ def test_prompts(tokenizer: Tokenizer) -> None:
     assert resolve_prompt(TextSettings(tokenizer, 16), None) == ""
     with pytest.raises(
         InvalidArgumentError,
-        match="^`default-prompt-name` is set to `x` but it was not found in the Sentence Transformers prompts. "
-        r'Available prompts: \["query", "doc"\]$',
+        match="^`default-prompt-name` is set to `x` but it was not found in the Sentence Transformers "
+        r'prompts\. Available prompts: \["query", "doc"\]$',
     ):
         resolve_prompt(settings, "x")
     with pytest.raises(InvalidArgumentError, match="but no prompts were found in the Sentence Transformers"):

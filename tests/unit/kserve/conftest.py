@@ -54,6 +54,7 @@ class Numpy:
         self.open = True
         self.held: list[Batch] = []
         self.shapes: list[dict[str, tuple[int, ...]]] = []
+        self.outputs: list[tuple[str, ...]] = []
         batcher.attach(self)
 
     @property
@@ -86,6 +87,7 @@ class Numpy:
             for tensor in tensors
         }
         self.shapes.append({name: array.shape for name, array in inputs.items()})
+        self.outputs.append(batch.parts[0].outputs)
         try:
             outputs = self.compute(inputs)
         except HeadraceError as error:
@@ -123,7 +125,7 @@ MAX_BODY = 1 << 20
 
 
 class Models:
-    """Builds models and puts them into ``repository``; ``instances`` has the numpy instance of each by name."""
+    """Builds models and puts them into ``repository``; ``instances`` has the numpy instance of each."""
 
     def __init__(self, root: Path) -> None:
         self.instances: dict[str, Numpy] = {}

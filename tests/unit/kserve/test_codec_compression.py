@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 
@@ -58,10 +59,8 @@ def test_damage_is_refused(encoding: str, damage: str) -> None:
 
 @given(body=st.binary(max_size=200), encoding=st.sampled_from(ENCODINGS))
 def test_any_bytes_are_inflated_or_refused(body: bytes, encoding: str) -> None:
-    try:
+    with contextlib.suppress(HeadraceError):
         assert isinstance(decompress(body, encoding, 1000), bytes)
-    except HeadraceError as error:
-        assert error.message
 
 
 @pytest.mark.parametrize(

