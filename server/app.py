@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 GRPC_OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 128 * 1024),  # Envoy admits 60 KiB of headers; grpc's own default is 8 KiB
+    ("grpc.absolute_max_metadata_size", 256 * 1024),
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 300_000),
     ("grpc.max_concurrent_streams", 1_000_000),

@@ -6,17 +6,19 @@ The wrappers are put around the services' methods when the server is built, not 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import structlog
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
@@ -39,6 +41,24 @@ REQUEST_ID: Final = "x-request-id"
 STATUS_HEADER: Final = "x-http-status"
 TIMEOUT_HEADER: Final = "oicm-request-timeout"
 OICM_TIMEOUT_SECONDS: Final = 120.0  # default below /models/*/proxy: the OICM guide's
+
+
+class Undecodable:
+    """Stands for a request that is not a valid message, so that its error has the family's shape."""
+
+
+def decode_message(message: type[Message], data: bytes) -> Message | Undecodable:
+    """Parse a request; a malformed one (say, a path variable that is not UTF-8) is the caller's error."""
+    try:
+        return message.FromString(data)
+    except (DecodeError, UnicodeDecodeError):
+        return Undecodable()
+
+
+def _check(request: object) -> None:
+    if isinstance(request, Undecodable):
+        msg = "the request is not a valid message: a field is malformed or not UTF-8"
+        raise InvalidArgumentError(msg)
 
 
 class Facade(Protocol):
@@ -70,6 +90,7 @@ class Interceptors:
             start = self._begin()
             code = "OK"
             try:
+                _check(request)
                 response = await method(request, call)
                 context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
             except asyncio.CancelledError:
@@ -88,7 +109,7 @@ class Interceptors:
         return handle
 
     def stream(
-        self, protocol: str, name: str, method: Callable[[Any, Call], AsyncIterator[Any]]
+        self, protocol: str, name: str, method: Callable[[Any, Call], AsyncGenerator[Any, None]]
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         """Wrap a method that answers a stream (of one message or of a stream)."""
 
@@ -97,8 +118,11 @@ class Interceptors:
             start = self._begin()
             code = "OK"
             try:
-                async for response in method(request, call):
-                    yield response
+                _check(request)
+                # Closed at once when the stream is dropped, not whenever the generator is collected.
+                async with contextlib.aclosing(method(request, call)) as responses:
+                    async for response in responses:
+                        yield response
                 context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
@@ -128,6 +152,7 @@ class Interceptors:
             code = "OK"
             try:
                 try:
+                    _check(request)
                     reply = await _within(_deadline(call), method(request, call))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
                     failure = self._domain(error, call)

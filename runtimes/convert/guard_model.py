@@ -93,7 +93,8 @@ def _attention(weights: Weights, name: str, x: torch.Tensor, rotary: Rotary, hea
     q, k = (_normalise(_rotate(part, rotary)).transpose(1, 2) for part in (q, k))
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     mixed = scores.softmax(-1) @ v.transpose(1, 2)
-    return mixed.transpose(1, 2).reshape(x.shape) @ weights[f"{name}.c_proj.weight"].T
+    result: torch.Tensor = mixed.transpose(1, 2).reshape(x.shape) @ weights[f"{name}.c_proj.weight"].T
+    return result
 
 
 def _feed_forward(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,12 @@ SPLIT_NS: Final = 1_000_000
 """Work for less than this many nanoseconds is not divided among idle instances: handing a further batch to
 another process, and waking up for its reply, would cost more than it saves."""
 
+IDLE_TURN_NS: Final = 40_000
+"""A turn of the event loop up to this long has done nothing but poll."""
+
+GATHER_NS: Final = 2_000_000
+"""A batch is formed after this many nanoseconds even if the loop is still busy taking in requests."""
+
 _SMOOTHING: Final = 0.1  # weight of the newest batch in the average time per row
 
 
@@ -72,6 +78,8 @@ class Batcher:
         self._waiting = WaitingParts(policy)
         self._executors: list[Executor] = []
         self._scheduled = False
+        self._turn_ns = 0  # when the current turn of the loop began
+        self._gather_end_ns = 0
         self._delay_timer: asyncio.TimerHandle | None = None
         self._closed: HeadraceError | None = None
         self._requests = 0
@@ -147,10 +155,12 @@ class Batcher:
         self._closed = None
 
     def schedule(self) -> None:
-        """Form batches at the end of this turn of the loop, so that parts which arrive together join."""
+        """Form batches when the loop has nothing else to do, so that parts which arrive together join."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            self._turn_ns = self._gather_end_ns = time.monotonic_ns()
+            self._gather_end_ns += GATHER_NS
+            self._loop.call_soon(self._gather)
 
     # Callbacks of the instances.
 
@@ -236,6 +246,21 @@ class Batcher:
         _pending(part).fail(QueueTimeoutError("Request timeout expired"))
 
     # Forming batches.
+
+    def _gather(self) -> None:
+        """Let the loop take in what has already arrived before a batch is formed.
+
+        A turn of the loop that took longer than an empty one has handled other events, such as further
+        requests; then the next turn may bring more. With one client this costs a few microseconds; under
+        load it is what makes small requests share batches without any fixed delay.
+        """
+        now = time.monotonic_ns()
+        busy = now - self._turn_ns > IDLE_TURN_NS
+        if busy and now < self._gather_end_ns and len(self._waiting) < self.policy.max_rows:
+            self._turn_ns = now
+            self._loop.call_soon(self._gather)
+        else:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         self._scheduled = False

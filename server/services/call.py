@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +42,8 @@ class Call:
 
     @property
     def model_id(self) -> str:
-        """The model that the URL prefix ``/models/{id}/proxy`` chose, or ""."""
-        return self.headers.get(MODEL_HEADER, "")
+        """The model that the URL prefix ``/models/{id}/proxy`` chose, or ""; percent-encoded on the wire."""
+        return unquote(self.headers.get(MODEL_HEADER, ""))
 
     @property
     def surface(self) -> str:

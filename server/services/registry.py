@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
@@ -16,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from headrace.kserve.v2 import grpc_service_pb2
 from headrace.rest.v1 import kserve_pb2, oicm_pb2, openai_pb2, ops_pb2, tei_pb2
+from headrace.server.interceptors import decode_message
 from headrace.server.services.classification import ClassificationService
 from headrace.server.services.embedding import EmbeddingService
 from headrace.server.services.kserve import GRPCInferenceService
@@ -137,7 +139,7 @@ def _handler(
     interceptors: Interceptors,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """Choose the wrapper and the grpc handler for a method's kind."""
-    decode = GetMessageClass(method.input_type).FromString
+    decode = partial(decode_message, GetMessageClass(method.input_type))
     response = GetMessageClass(method.output_type)
     encode = response.SerializeToString
     name = method.name

@@ -58,9 +58,7 @@ class Echo:
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         if "x-want-abort" in metadata:
             await context.abort(grpc.StatusCode[metadata["x-want-abort"]], 'said "no" to ü')
-        wanted = [(key[7:], value) for key, value in metadata.items() if key.startswith("x-give-")]
-        if wanted:
-            await context.send_initial_metadata(wanted)
+        await give(context)
         body = getattr(request, "body", HttpBody())
         if "x-want-body" in metadata:
             return HttpBody(content_type="application/octet-stream", data=body.data)
@@ -89,6 +87,7 @@ class Echo:
 
     async def events(self, request: Any, context: Any) -> Any:
         """Stream two events."""
+        await give(context)
         yield HttpBody(content_type="text/event-stream", data=b"data: 1\n\n")
         await asyncio.wait_for(self.proceed.wait(), SECONDS)
         yield HttpBody(data=b"data: 2\n\n")
@@ -115,6 +114,13 @@ class Echo:
             return await answer(message, context, method.full_name)
 
         return grpc.unary_unary_rpc_method_handler(unary, **codecs)
+
+
+async def give(context: Any) -> None:
+    """Send the initial metadata that the request asks for."""
+    wanted = [(key[7:], value) for key, value in context.invocation_metadata() if key.startswith("x-give-")]
+    if wanted:
+        await context.send_initial_metadata(wanted)
 
 
 class Gateway:

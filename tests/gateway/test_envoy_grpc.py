@@ -113,6 +113,13 @@ def test_events_arrive_one_by_one(own_gateway: Any) -> None:
     connection.close()
 
 
+def test_stream_sets_its_status(own_gateway: Any) -> None:
+    own_gateway.proceed()
+    reply = own_gateway.ask("POST", "/test/events", body=b"{}", x_give_x_http_status="429")
+    assert (reply.status, reply.body) == (429, b"data: 1\n\ndata: 2\n\n")
+    assert "x-http-status" not in reply.headers
+
+
 def test_caller_who_leaves_cancels_the_rpc(own_gateway: Any) -> None:
     with socket.create_connection(("127.0.0.1", own_gateway.envoy.port), timeout=SECONDS) as peer:
         peer.sendall(b"GET /test/wait HTTP/1.1\r\nhost: h\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Running the server: readiness, draining, signals, crashes under load, memory after unload, health, reflection."""
+"""Running the server: readiness, draining, signals, crashes under load, memory after unload, health."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from running import ROOT, ServerProcess, get_json, start_server, stop_server
 from headrace.kserve.v2 import grpc_service_pb2 as pb
 from headrace.kserve.v2 import grpc_service_pb2_grpc as kserve
 from headrace.v1 import embedding_pb2, embedding_pb2_grpc
+from running import ROOT, ServerProcess, get_json, start_server, stop_server
 
 SLOW_SECONDS = 60
 
@@ -91,7 +91,8 @@ def test_the_server_never_imports_a_framework() -> None:
         "import sys, headrace.server.app\n"
         "print([m for m in ('torch', 'onnxruntime', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
 
@@ -122,7 +123,8 @@ def test_reflection_lists_and_describes_as_grpcurl_asks(server: ServerProcess) -
         ]
         listed, described = stub.ServerReflectionInfo(iter(questions), timeout=10)
         names = {service.name for service in listed.list_services_response.service}
-        assert {"inference.GRPCInferenceService", "headrace.v1.EmbeddingService", "grpc.health.v1.Health"} <= names
+        expected = {"inference.GRPCInferenceService", "headrace.v1.EmbeddingService", "grpc.health.v1.Health"}
+        assert expected <= names
         assert described.file_descriptor_response.file_descriptor_proto
 
 
@@ -153,7 +155,7 @@ def test_errors_have_rich_details(server: ServerProcess) -> None:
         stub = kserve.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as raised:
             stub.ModelInfer(pb.ModelInferRequest(model_name="nope"), timeout=10)
-        status = rpc_status.from_call(raised.value)
+        status = rpc_status.from_call(raised.value)  # type: ignore[arg-type] # it is a call too
         assert status is not None
         info = ErrorInfo()
         assert status.details[0].Unpack(info)
@@ -166,12 +168,15 @@ def test_metrics_count_requests_batches_and_tritons_names(server: ServerProcess)
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         text = answer.read().decode()
-    success = re.search(r'^nv_inference_request_success\{model="addsub",version="1"\} (\d+)$', text, re.MULTILINE)
+    success = re.search(
+        r'^nv_inference_request_success\{model="addsub",version="1"\} (\d+)$', text, re.MULTILINE
+    )
     assert success
     assert int(success[1]) >= 1
-    assert re.search(r'headrace_requests_total\{.*method="ModelInfer",model="addsub".*protocol="kserve"', text)
-    for name in ("headrace_queue_seconds_bucket", "headrace_batch_rows_bucket", "headrace_compute_seconds_sum"):
-        assert f'{name}{{' in text
+    series = r'headrace_requests_total\{.*method="ModelInfer",model="addsub".*protocol="kserve"'
+    assert re.search(series, text)
+    for name in ("queue_seconds_bucket", "batch_rows_bucket", "compute_seconds_sum"):
+        assert f"headrace_{name}{{" in text
     assert 'nv_inference_request_failure{model="addsub",version="1",reason="REJECTED"}' in text
 
 
@@ -256,8 +261,8 @@ def test_unload_gives_the_memory_back(demo_repository: Path, tmp_path: Path) -> 
         while workers(server) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not workers(server)
-        status, body = get_json(f"{server.url}/v2/models/minilm")
-        assert (status, body) == (404, {"error": "Request for unknown model: 'minilm' has no available versions"})
+        gone = "Request for unknown model: 'minilm' has no available versions"
+        assert get_json(f"{server.url}/v2/models/minilm") == (404, {"error": gone})
     finally:
         assert stop_server(server) == 0
 

@@ -62,8 +62,14 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel = folder / "small_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("small_weights/model.bin", b"weights")
-        archive.writestr("small_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: small-weights\nVersion: 1.0\n")
-        archive.writestr("small_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "small_weights-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: small-weights\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "small_weights-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("small_weights-1.0.dist-info/RECORD", "")
     source = folder / "small_data-1.0.tar.gz"
     with tarfile.open(source, "w:gz") as tar:

@@ -1,4 +1,4 @@
-"""A pickled tiktoken encoding becomes a tokenizer.json with the same ids, and a hostile pickle does nothing."""
+"""A pickled tiktoken encoding becomes a tokenizer.json with the same ids; a hostile pickle does nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,29 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from headrace.runtimes.convert.job import ConversionError
-from headrace.runtimes.convert.tiktoken_bpe import Encoding, byte_characters, merges, read_encoding, tokenizer_json
+from headrace.runtimes.convert.tiktoken_bpe import (
+    Encoding,
+    byte_characters,
+    merges,
+    read_encoding,
+    tokenizer_json,
+)
 from headrace.runtimes.convert.tiktoken_check import differing
 
 PATTERN = r"[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-WORDS = (b"ab", b"bc", b"abc", b"cd", b"abcd", b" a", b" ab", b"bcd", "é".encode(), "日".encode()[:2], "日".encode())
+WORDS = (
+    b"ab",
+    b"bc",
+    b"abc",
+    b"cd",
+    b"abcd",
+    b" a",
+    b" ab",
+    b"bcd",
+    "é".encode(),
+    "日".encode()[:2],
+    "日".encode(),
+)
 """Tokens with several ways to build them: abc is ab+c and a+bc, abcd is ab+cd, a+bcd, abc+d."""
 ENCODING = Encoding(
     PATTERN,
@@ -58,7 +76,9 @@ def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path: Path)
     assert not (tmp_path / "written").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80\x04garbage", pickle.dumps({"pat_str": "x"}), pickle.dumps(None)])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80\x04garbage", pickle.dumps({"pat_str": "x"}), pickle.dumps(None)]
+)
 def test_what_is_no_encoding_is_refused(data: bytes) -> None:
     with pytest.raises(ConversionError):
         read_encoding(data)
@@ -86,8 +106,7 @@ def test_special_tokens_in_a_text_are_plain_text(tokenizer: Tokenizer) -> None:
 
 @given(st.lists(st.one_of(st.text("abcd é日\n<pad>0'", max_size=12), st.text(max_size=12)), max_size=5))
 def test_ids_are_those_of_tiktoken(tokenizer: Tokenizer, parts: list[str]) -> None:
-    texts = [text for text in ("".join(parts), *parts) if text.isprintable() or text.isascii()]
-    assert differing(tokenizer, ENCODING, texts, begin="<begin>") == 0
+    assert differing(tokenizer, ENCODING, ["".join(parts), *parts], begin="<begin>") == 0
 
 
 def test_the_comparison_can_fail(tokenizer: Tokenizer) -> None:
