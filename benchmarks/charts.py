@@ -28,8 +28,8 @@ def draw(result: RunResult, stem: Path) -> list[Path]:
     throughput = stem.with_name(f"{stem.name}-throughput.png")
     latency = stem.with_name(f"{stem.name}-p99.png")
     title = (
-        "Throughput beside the reference: the raw limit; for one client the one-at-a-time loop; "
-        "for tiny the empty handler"
+        "Throughput beside its reference: the raw limit;\n"
+        "for one client the one-at-a-time loop; for tiny the empty handler"
     )
     _chart(result.scenarios, throughput, title, relative)
     _chart(result.scenarios, latency, "p99 latency, ms", lambda point: point.median("p99_ms"), log=True)
@@ -86,7 +86,8 @@ def _panel(panel: Axes, scenario: ScenarioResult, routes: list[str], value: Valu
                 continue
             place = group + (number - (len(points) - 1) / 2) * width
             drawn = panel.bar(place, height, width * 0.92, color=COLOURS[routes.index(point.route) % 4])
-            panel.bar_label(drawn, fmt="%.3g" if log else "%.2f", fontsize=7, padding=1)
+            label = f"{height:,.0f}" if height >= 100 else f"{height:.2f}" if not log else f"{height:.1f}"
+            panel.bar_label(drawn, [label], fontsize=7, padding=1)
             if not log:
                 for bar in BARS:
                     if (bar.scenario, bar.route, bar.clients, bar.upper) == (

@@ -67,7 +67,7 @@ def _serve(connection: Connection) -> None:
     import uvloop
 
     # Imported here so that it is not loaded for the first time inside a measurement.
-    from benchmarks import grpc_client, http_client  # noqa: F401
+    from benchmarks import http2_client, http_client  # noqa: F401
 
     gc.collect()
     gc.freeze()
@@ -85,9 +85,9 @@ def _serve(connection: Connection) -> None:
 
 
 async def _drive(job: Job) -> Outcome:
-    from benchmarks import grpc_client, http_client
+    from benchmarks import http2_client, http_client
     from benchmarks.closed_loop import ClosedLoop
 
-    open_callers = grpc_client.callers if job.protocol == "grpc" else http_client.callers
+    open_callers = http2_client.callers if job.protocol == "grpc" else http_client.callers
     async with open_callers(job) as asks:
         return await ClosedLoop(job.bodies, job.weights, job.window).run(asks)

@@ -97,6 +97,7 @@ def pull(
         typer.echo(f"headrace: there is nothing to pull called '{what}'; expected 'demo'", err=True)
         raise typer.Exit(2)
     from headrace.runtimes.convert import demo
+    from headrace.runtimes.convert.job import ConversionError
 
     with Progress(
         SpinnerColumn(),
@@ -107,15 +108,23 @@ def pull(
         console=Console(stderr=True),
     ) as bar:
         task = bar.add_task("demo models", total=None)
-        names = demo.pull(
-            into,
-            cache=cache,
-            names=only,
-            progress=lambda step: bar.update(
-                task, description=f"{step.step}: {step.detail}", completed=step.done, total=step.total
-            ),
-        )
-    typer.echo(f"{into}: {', '.join(names)}")
+        try:
+            built = demo.pull(
+                into,
+                cache=cache,
+                names=only,
+                progress=lambda step: bar.update(
+                    task, description=f"{step.step}: {step.detail}", completed=step.done, total=step.total
+                ),
+            )
+        except ConversionError as error:
+            failure = str(error)
+        else:
+            failure = ""
+    if failure:
+        typer.echo(f"headrace: {failure}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{into}: built {', '.join(built)}" if built else f"{into}: everything is there")
 
 
 @cli.command()

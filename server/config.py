@@ -24,6 +24,11 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+def _present_gpus() -> int:
+    """Count NVIDIA's device files: the server itself never loads a framework that could ask the driver."""
+    return sum(1 for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit())
+
+
 class ConfigError(Exception):
     """The settings cannot be used; the text says which and why."""
 
@@ -73,6 +78,9 @@ class Settings(BaseSettings):
 
     cores: int = Field(
         default_factory=_default_cores, ge=1, description="Processor cores to plan threads and instances for."
+    )
+    gpus: int = Field(
+        default_factory=_present_gpus, ge=0, description="CUDA devices to plan instances for; 0 for none."
     )
     max_queue_size: int = Field(
         default=1024, ge=1, description="Parts (texts, tensor requests) that may wait per model."

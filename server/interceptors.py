@@ -12,7 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import grpc
 import structlog
@@ -96,11 +96,13 @@ class Interceptors:
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the RPC ends with its status
                 failure = self._domain(error, call)
                 code = status_of(failure).code.name
-                await self._abort(failure, call)
-                raise
+                try:
+                    await self._abort(failure, call)
+                finally:
+                    del failure  # its traceback holds this frame: a cycle that would keep the model alive
             else:
                 return response
             finally:
@@ -127,11 +129,13 @@ class Interceptors:
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the RPC ends with its status
                 failure = self._domain(error, call)
                 code = status_of(failure).code.name
-                await self._abort(failure, call)
-                raise
+                try:
+                    await self._abort(failure, call)
+                finally:
+                    del failure  # its traceback holds this frame: a cycle that would keep the model alive
             finally:
                 self._end(call, name, code, start)
 
@@ -158,6 +162,7 @@ class Interceptors:
                     failure = self._domain(error, call)
                     code = status_of(failure).code.name
                     reply = service.error_reply(failure, call)
+                    del failure  # as above
                 headers = reply.headers
                 if reply.status != 200:
                     headers = (*headers, (STATUS_HEADER, str(reply.status)))
@@ -197,7 +202,7 @@ class Interceptors:
         log.error("internal error", request_id=request_id, protocol=call.protocol, exc_info=error)
         return HeadraceError(f"internal error (request id {request_id})", request_id=request_id)
 
-    async def _abort(self, error: HeadraceError, call: Call) -> None:
+    async def _abort(self, error: HeadraceError, call: Call) -> NoReturn:
         """End the RPC with the error's status; raises grpc's AbortError, which only grpc catches."""
         status = status_of(error)
         metadata: list[tuple[str, str | bytes]] = [

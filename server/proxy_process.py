@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -23,7 +24,7 @@ VALIDATE_SECONDS: Final = 30.0
 
 _LINE_BYTES: Final = 1 << 20
 _LOG_FORMAT: Final = '{"level":"%l","logger":"%n","message":"%j"}'
-_LEVELS: Final = {"critical": 50, "error": 40, "warning": 30}
+_LEVELS: Final = MappingProxyType({"critical": 50, "error": 40, "warning": 30})
 
 # Becomes Envoy. PR_SET_PDEATHSIG (1) has the kernel kill it when the thread that started it ends, so not even
 # a SIGKILL of the server leaves an Envoy behind. A function to run after a fork could do the same, but the

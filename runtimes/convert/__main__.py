@@ -16,7 +16,7 @@ from headrace.runtimes.convert.recipes import RECIPES
 
 
 def main() -> int:
-    """Parse the arguments, build, and report on standard error; 1 when a model could not be built."""
+    """Build as the arguments say; 1 when a model could not be built, 130 when interrupted."""
     parser = argparse.ArgumentParser(
         prog="headrace.runtimes.convert", description="Build the demo model repository."
     )
@@ -58,6 +58,9 @@ def main() -> int:
         except ConversionError as error:
             console.print(f"error: {error}", style="red", markup=False)
             return 1
+        except KeyboardInterrupt:
+            console.print("interrupted; the next pull goes on from here")
+            return 130
     return 0
 
 

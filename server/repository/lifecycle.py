@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ UNLOADED: Final = "unloaded"
 """Reason of a version that was unloaded on request, as Triton words it."""
 
 _LOOK_SECONDS: Final = 0.02
+_COLLECT_SECONDS: Final = 0.5
+"""After this wait for requests to let a model go, a full collection of garbage is worth its pause."""
 
 
 class IndexEntry(NamedTuple):
@@ -133,7 +136,15 @@ class Entry:
 async def released(references: Sequence[weakref.ref[Model]], seconds: float) -> None:
     """Wait until no request has any of the models, at most ``seconds``."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
+    started = loop.time()
+    collections = [(0.0, 1), (_COLLECT_SECONDS, 2)]  # (not before, generation)
     # The end of an object is no event that could be awaited.
-    while loop.time() < deadline and any(reference() is not None for reference in references):  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_SECONDS)
+    while any(reference() is not None for reference in references):
+        waited = loop.time() - started
+        if waited >= seconds:
+            return
+        if collections and waited >= collections[0][0]:
+            # A request that failed leaves its frames, and the model in them, in a cycle with its exception.
+            gc.collect(collections.pop(0)[1])
+        else:
+            await asyncio.sleep(_LOOK_SECONDS)

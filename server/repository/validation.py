@@ -11,7 +11,7 @@ from headrace.kserve.v2.model_config_pb2 import ModelConfig, ModelInput, ModelIn
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.names import is_inside
 
-_UNSUPPORTED: Final = (
+UNSUPPORTED: Final = (
     "sequence_batching",
     "ensemble_scheduling",
     "batch_input",
@@ -22,7 +22,7 @@ _UNSUPPORTED: Final = (
 )
 """Fields that would change what a model answers, and that this server has no answer to."""
 
-_WITHOUT_EFFECT: Final = ("model_warmup", "response_cache", "model_metrics", "metric_tags")
+WITHOUT_EFFECT: Final = ("model_warmup", "response_cache", "model_metrics", "metric_tags")
 
 
 class Problem(NamedTuple):
@@ -66,7 +66,7 @@ def _refuse(config: ModelConfig, label: str, problems: list[Problem]) -> None:
 def ineffective(config: ModelConfig, label: str) -> Iterator[str]:
     """Yield a warning for each field that is set and does nothing here."""
     set_fields = {field.name for field, _ in config.ListFields()}
-    for name in _WITHOUT_EFFECT:
+    for name in WITHOUT_EFFECT:
         if name in set_fields:
             yield f"{label}: {name}: has no effect"
     for index, group in enumerate(config.instance_group):
@@ -78,7 +78,7 @@ def ineffective(config: ModelConfig, label: str) -> Iterator[str]:
 def _general(config: ModelConfig) -> Iterator[Problem]:
     name = config.name
     for field, _ in config.ListFields():
-        if field.name in _UNSUPPORTED:
+        if field.name in UNSUPPORTED:
             yield Problem(field.name, f"this server does not support it; model '{name}' cannot be served")
     if config.model_transaction_policy.decoupled:
         yield Problem("model_transaction_policy.decoupled", "this server does not support decoupled models")

@@ -74,7 +74,12 @@ async def _run(tokenizing: Tokenizing, model: Model, request: InferRequest, chec
     if model.text is not None:
         return await infer_text(tokenizing, model, checked.inputs[model.inputs[0].name])
     inputs = [
-        PartInput(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data)
+        PartInput(
+            tensor.name,
+            tensor.datatype,
+            spec.model_shape(tensor.shape, batching=model.batching),
+            tensor.data,
+        )
         for spec in model.inputs
         if (tensor := checked.inputs.get(spec.name)) is not None
     ]
@@ -102,4 +107,5 @@ def _output(model: Model, spec: ModelTensor, result: PartResult) -> OutputTensor
     if found is None:
         msg = f"model '{model.name}' did not produce output '{spec.name}'"
         raise ExecutionFailedError(msg, model=model.name, tensor=spec.name)
-    return OutputTensor(spec.name, found.datatype, found.shape, found.data)
+    shape = spec.caller_shape(found.shape, batching=model.batching)
+    return OutputTensor(spec.name, found.datatype, shape, found.data)

@@ -88,7 +88,11 @@ class WorkerProcess(asyncio.Protocol):
         finally:
             child_data.close()
             child_control.close()
-        await self._loop.create_connection(lambda: self, sock=data)
+        try:
+            await self._loop.create_connection(lambda: self, sock=data)
+        except BaseException:  # given up meanwhile: the closed socket ends the child
+            data.close()
+            raise
         self.send(wire.Load(spec))
         return await self._loaded
 

@@ -231,3 +231,23 @@ def worker_pids() -> list[int]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+async def test_reshaped_tensors_reach_the_model_in_its_own_shape(tmp_path: Path) -> None:
+    write_addsub(
+        tmp_path,
+        'max_batch_size: 4 input { name: "INPUT0" data_type: TYPE_INT32 dims: [ 4, 4 ] reshape { shape: [ 16 ] } } '
+        'input { name: "INPUT1" data_type: TYPE_INT32 dims: [ 16 ] } '
+        'output { name: "OUTPUT0" data_type: TYPE_INT32 dims: [ 2, 8 ] reshape { shape: [ 16 ] } }',
+    )
+    async with serve(tmp_path, cores=1) as (repository, _):
+        model = repository.get("addsub")
+        data = np.arange(32, dtype=np.int32).tobytes()
+        given = {"INPUT0": (2, 4, 4), "INPUT1": (2, 16)}
+        inputs = [
+            PartInput(spec.name, spec.datatype, spec.model_shape(given[spec.name], batching=True), data)
+            for spec in model.inputs
+        ]
+        (result,) = await model.batcher.run([Part(inputs, outputs=("OUTPUT0",), rows=2, key="reshaped")])
+        assert result["OUTPUT0"].shape == (2, 16)
+        assert model.outputs[0].caller_shape(result["OUTPUT0"].shape, batching=True) == (2, 2, 8)

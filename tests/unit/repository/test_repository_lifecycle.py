@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 from pathlib import Path
@@ -222,6 +223,42 @@ async def test_reload_swaps_only_when_the_new_one_is_ready(
     del old
     await until(lambda: len(factory.disposed) == 1)
     assert factory.disposed[0].max_batch_size == 2
+
+
+async def test_failed_requests_do_not_hold_a_model(
+    models_of: Any, factory: Any, open_repository: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.server.repository.loading.RELEASE_SECONDS", 3600)
+    models_of.add("m")
+    repository = await open_repository(models_of.root)
+
+    def fail() -> None:
+        model = repository.get("m")
+        try:
+            int(model.name)
+        except ValueError as error:
+            kept = error  # exception, traceback, this frame, exception: a cycle that has the model
+            assert kept.__traceback__ is not None
+
+    gc.disable()
+    try:
+        fail()
+        await repository.unload("m")
+        await until(lambda: factory.disposed)
+    finally:
+        gc.enable()
+
+
+async def test_a_request_that_never_ends_does_not_hold_a_model(
+    models_of: Any, factory: Any, open_repository: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.server.repository.loading.RELEASE_SECONDS", 0.05)
+    models_of.add("m")
+    repository = await open_repository(models_of.root)
+    held = repository.get("m")
+    await repository.unload("m")
+    await until(lambda: factory.disposed)
+    assert held.name == "m"
 
 
 async def test_a_failed_reload_keeps_the_old_model(
