@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ UNLOADED: Final = "unloaded"
 """Reason of a version that was unloaded on request, as Triton words it."""
 
 _LOOK_SECONDS: Final = 0.02
-_COLLECT_SECONDS: Final = 0.5
-"""After this wait for requests to let a model go, a full collection of garbage is worth its pause."""
+IDLE_SECONDS: Final = 2.0
+"""A model without a request in its queue or workers for this long is not used any more, whoever still holds
+it: a request takes far less from choosing its model to queueing, and a failed one may leave a reference in
+garbage."""
 
 
 class IndexEntry(NamedTuple):
@@ -134,17 +135,15 @@ class Entry:
 
 
 async def released(references: Sequence[weakref.ref[Model]], seconds: float) -> None:
-    """Wait until no request has any of the models, at most ``seconds``."""
+    """Wait until no request uses any of the models, at most ``seconds``."""
     loop = asyncio.get_running_loop()
-    started = loop.time()
-    collections = [(0.0, 1), (_COLLECT_SECONDS, 2)]  # (not before, generation)
+    started = used = loop.time()
     # The end of an object is no event that could be awaited.
-    while any(reference() is not None for reference in references):
-        waited = loop.time() - started
-        if waited >= seconds:
+    while alive := [model for reference in references if (model := reference()) is not None]:
+        now = loop.time()
+        if any(model.batcher.active for model in alive):
+            used = now
+        if now - used >= IDLE_SECONDS or now - started >= seconds:
             return
-        if collections and waited >= collections[0][0]:
-            # A request that failed leaves its frames, and the model in them, in a cycle with its exception.
-            gc.collect(collections.pop(0)[1])
-        else:
-            await asyncio.sleep(_LOOK_SECONDS)
+        del alive  # or this wait would be what holds the models
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -21,12 +21,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def approximately(value: object) -> object:
-    """Replace floats, at any depth, by approximate ones: the last digits differ between processors."""
+    """Replace floats, at any depth, by approximate ones: trained models differ a little."""
     if isinstance(value, dict):
         return {key: approximately(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [approximately(inner) for inner in value]
-    return pytest.approx(value, rel=1e-3, abs=1e-4) if isinstance(value, float) else value
+    return pytest.approx(value, rel=1e-2, abs=1e-2) if isinstance(value, float) else value
 
 
 def test_the_readme_has_a_request_for_each_protocol() -> None:

@@ -222,9 +222,9 @@ async def test_the_demo_repository_checks_out(demo_repository: Path) -> None:
 
 
 def worker_pids() -> list[int]:
-    """Return the worker processes that this test has now."""
+    """Return the worker processes that this test has now; those of a server's are not our own children."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
         try:
             if "headrace.runtimes.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child.pid)

@@ -229,6 +229,7 @@ async def test_failed_requests_do_not_hold_a_model(
     models_of: Any, factory: Any, open_repository: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.server.repository.loading.RELEASE_SECONDS", 3600)
+    monkeypatch.setattr("headrace.server.repository.lifecycle.IDLE_SECONDS", 0.05)
     models_of.add("m")
     repository = await open_repository(models_of.root)
 
