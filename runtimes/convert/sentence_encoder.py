@@ -18,7 +18,6 @@ WIDTH: Final = 384
 HEADS: Final = 12
 MAX_TOKENS: Final = 256
 MAX_BATCH_SIZE: Final = 64
-MAX_BATCH_TOKENS: Final = 2048
 INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT: Final = "last_hidden_state"
 
@@ -59,7 +58,6 @@ def parameters(task: str) -> dict[str, str]:
         "task": task,
         "pooling": "mean",
         "max_sequence_length": str(MAX_TOKENS),
-        "max_batch_tokens": str(MAX_BATCH_TOKENS),
     }
 
 
