@@ -192,7 +192,10 @@ class Interceptors:
         self._metrics.ended(labels, code, time.perf_counter() - start)
 
     def _request_id(self, call: Call) -> str:
-        return call.headers.get(REQUEST_ID) or next(self._ids)
+        for key, value in call.context.invocation_metadata() or ():
+            if key == REQUEST_ID and isinstance(value, str) and value:
+                return value
+        return next(self._ids)
 
     def _domain(self, error: Exception, call: Call) -> HeadraceError:
         """Return domain errors as they are; log anything else and hide its text behind the request id."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from tokenizers import Tokenizer
 
     from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -103,6 +102,28 @@ class TextSettings:
     multi_label: bool = False
 
 
+Form = tuple[tuple[Hashable, ...], ...]
+"""What the checks of a tensor request depend on: names, datatypes, shapes and sizes."""
+
+
+class Plan(NamedTuple):
+    """What all tensor requests of one form have in common, found when the first of them was checked.
+
+    Attributes:
+        inputs: for each of the model's inputs that is given, its place in the request and the model's shape.
+        rows: batch rows.
+        key: what parts that may share a batch have in common.
+        outputs: names to ask the model for; empty for all.
+        answer: outputs of the response, in its order.
+    """
+
+    inputs: tuple[tuple[int, tuple[int, ...]], ...]
+    rows: int
+    key: Hashable
+    outputs: tuple[str, ...]
+    answer: tuple[ModelTensor, ...]
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Model:
     """One loaded version of one model.
@@ -125,6 +146,7 @@ class Model:
     text: TextSettings | None = None
     dimensions: int = 0  # width of an embedding; 0 when the model has none
     default: bool = False  # marked as the default model of its task
+    plans: dict[Form, Plan] = field(default_factory=dict)  # written by tensor inference
 
     @property
     def batching(self) -> bool:

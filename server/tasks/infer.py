@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.runtimes.datatypes import BYTES
 from headrace.server.errors import ExecutionFailedError, QueueFullError
+from headrace.server.repository.model import Form, Plan
 from headrace.server.scheduling.work import Part, PartInput, PartResult
 from headrace.server.tasks.infer_names import request_prefix
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import Model, ModelTensor
     from headrace.server.tasks.tensors import InferRequest
     from headrace.server.tasks.tokenization import Tokenizing
+
+
+MAX_PLANS: Final = 256
+"""Forms of requests that are remembered for each model."""
 
 
 async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> InferResponse:
@@ -38,12 +42,21 @@ async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> 
         InvalidArgumentError: the outputs do not.
         HeadraceError: whatever the batcher raises.
     """
-    # Only BYTES are walked element by element; everything else is compared by size.
-    walked = sum(len(tensor.data) for tensor in request.inputs if tensor.datatype == BYTES)
-    checked = await call_by_size(tokenizing, walked, validate, model, request)
-    specs = _requested(model, request)
+    form = _form(request)
+    plan = model.plans.get(form) if form is not None else None
+    if plan is None:
+        # Only BYTES are walked element by element; everything else is compared by size.
+        walked = sum(len(tensor.data) for tensor in request.inputs if tensor.datatype == BYTES)
+        checked = await call_by_size(tokenizing, walked, validate, model, request)
+        plan = _plan(model, request, checked)
+        if form is not None:
+            _remember(model.plans, form, plan)
+    specs = plan.answer
     try:
-        result = await _run(tokenizing, model, request, checked)
+        if model.text is not None:
+            result = await infer_text(tokenizing, model, request.inputs[plan.inputs[0][0]])
+        else:
+            result = await _run(model, request, plan)
     except QueueFullError as error:
         raise QueueFullError(request_prefix(request.id) + error.message, **error.metadata) from error
     outputs = [_output(model, spec, result) for spec in specs]
@@ -62,41 +75,56 @@ async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> 
     return InferResponse(model.name, str(model.version), request.id, outputs)
 
 
-def _requested(model: Model, request: InferRequest) -> Sequence[ModelTensor]:
-    """Return the outputs to answer with, in the order of the answer."""
-    if not request.outputs:
-        return model.outputs
-    by_name = {spec.name: spec for spec in model.outputs}
-    return [by_name[output.name] for output in request.outputs]
+def _form(request: InferRequest) -> Form | None:
+    """Return what the checks of a request depend on; None where they depend on the values (BYTES) too."""
+    inputs = [(t.name, t.datatype, tuple(t.shape), len(t.data)) for t in request.inputs]
+    for entry in inputs:
+        if entry[1] == BYTES:
+            return None
+    return (*inputs, *[(output.name, output.classification) for output in request.outputs])
 
 
-async def _run(tokenizing: Tokenizing, model: Model, request: InferRequest, checked: Checked) -> PartResult:
-    if model.text is not None:
-        return await infer_text(tokenizing, model, checked.inputs[model.inputs[0].name])
-    inputs = [
-        PartInput(
-            tensor.name,
-            tensor.datatype,
-            spec.model_shape(tensor.shape, batching=model.batching),
-            tensor.data,
-        )
+def _remember(plans: dict[Form, Plan], form: Form, plan: Plan) -> None:
+    """Keep the plan for the next request of this form; forms are few, so the limit only bounds abuse."""
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    plans[form] = plan
+
+
+def _plan(model: Model, request: InferRequest, checked: Checked) -> Plan:
+    """Work out, for a request that was checked, what every request of its form has in common."""
+    positions = {tensor.name: index for index, tensor in enumerate(request.inputs)}
+    inputs = tuple(
+        (positions[spec.name], spec.model_shape(tensor.shape, batching=model.batching))
         for spec in model.inputs
         if (tensor := checked.inputs.get(spec.name)) is not None
-    ]
+    )
     outputs: tuple[str, ...] = ()
+    answer = model.outputs
     if request.outputs:
-        names = {output.name for output in request.outputs}
-        outputs = tuple(spec.name for spec in model.outputs if spec.name in names)
-    counts = [checked.rows]
-    batches = [inputs]
-    if model.batching and checked.rows > model.max_batch_size:
-        counts = row_counts(checked.rows, model.max_batch_size)
-        batches = split_rows(inputs, counts)
+        by_name = {spec.name: spec for spec in model.outputs}
+        answer = tuple(by_name[output.name] for output in request.outputs)
+        outputs = tuple(spec.name for spec in model.outputs if spec in answer)
     own = 1 if model.batching else 0
-    key = (tuple((name, datatype, shape[own:]) for name, datatype, shape, _ in inputs), outputs)
-    parts = [
-        Part(batch, outputs=outputs, rows=rows, key=key) for batch, rows in zip(batches, counts, strict=True)
+    tensors = ((request.inputs[index], shape) for index, shape in inputs)
+    key = (tuple((tensor.name, tensor.datatype, shape[own:]) for tensor, shape in tensors), outputs)
+    return Plan(inputs, checked.rows, key, outputs, answer)
+
+
+async def _run(model: Model, request: InferRequest, plan: Plan) -> PartResult:
+    given = request.inputs
+    inputs = [
+        PartInput(given[index].name, given[index].datatype, shape, given[index].data)
+        for index, shape in plan.inputs
     ]
+    if model.batching and plan.rows > model.max_batch_size:
+        counts = row_counts(plan.rows, model.max_batch_size)
+        parts = [
+            Part(batch, outputs=plan.outputs, rows=rows, key=plan.key)
+            for batch, rows in zip(split_rows(inputs, counts), counts, strict=True)
+        ]
+    else:
+        parts = [Part(inputs, outputs=plan.outputs, rows=plan.rows, key=plan.key)]
     results = await model.batcher.run(parts, priority=request.priority, timeout_us=request.timeout_us)
     return results[0] if len(results) == 1 else join_rows(results)
 

@@ -83,13 +83,13 @@ class Metrics:
         requests = CounterMetricFamily(
             "headrace_requests", "RPCs by final gRPC status", labels=(*_REQUEST_LABELS, "code")
         )
-        for (labels, code), count in self._requests.counts.items():
-            requests.add_metric((*labels, code), count)
         durations = HistogramMetricFamily(
             "headrace_request_duration_seconds", "Duration of RPCs", labels=_REQUEST_LABELS
         )
-        for labels, histogram in self._requests.durations.items():
-            durations.add_metric(labels, _buckets(histogram), histogram.total)
+        for labels, series in self._requests.series.items():
+            for code, count in series.codes.items():
+                requests.add_metric((*labels, code), count)
+            durations.add_metric(labels, _buckets(series.durations), series.durations.total)
         active = GaugeMetricFamily("headrace_requests_active", "RPCs under way")
         active.add_metric((), self._requests.active)
         yield from (requests, durations, active)

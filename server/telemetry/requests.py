@@ -17,20 +17,29 @@ class RequestLabels(NamedTuple):
     task: str
 
 
+class Series:
+    """Requests of one set of labels: how many ended with which gRPC status, and how long they took."""
+
+    __slots__ = ("codes", "durations")
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.codes: dict[str, int] = {}
+        self.durations = Histogram(LATENCY_BUCKETS)
+
+
 class RequestMetrics:
-    """How many requests ended with which status, and how long they took."""
+    """All series of requests, and how many requests are under way."""
 
     def __init__(self) -> None:
         """Start with no series."""
-        self.counts: dict[tuple[RequestLabels, str], int] = {}
-        self.durations: dict[RequestLabels, Histogram] = {}
+        self.series: dict[RequestLabels, Series] = {}
         self.active = 0
 
     def ended(self, labels: RequestLabels, code: str, seconds: float) -> None:
         """Count one request that ended with gRPC status ``code`` after ``seconds``."""
-        key = (labels, code)
-        self.counts[key] = self.counts.get(key, 0) + 1
-        histogram = self.durations.get(labels)
-        if histogram is None:
-            histogram = self.durations[labels] = Histogram(LATENCY_BUCKETS)
-        histogram.observe(seconds)
+        series = self.series.get(labels)
+        if series is None:
+            series = self.series[labels] = Series()
+        series.codes[code] = series.codes.get(code, 0) + 1
+        series.durations.observe(seconds)
