@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 from multiprocessing.connection import Connection
-from typing import Any, Final, Self
+from typing import Any, Final
+
+from benchmarks.child import Child
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 
 
-class EmptyServer:
+class EmptyServer(Child):
     """A process that answers ModelInfer with the same message each time. Use as a context manager."""
 
     def __init__(self, answer: bytes) -> None:
         """Start it; ``answer`` is a serialised ModelInferResponse of the size that the real server sends."""
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, answer), daemon=True)
-        self._process.start()
-        theirs.close()
-        port = self._connection.recv()
-        self.address = f"127.0.0.1:{port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server."""
-        return self._process.pid or 0
-
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(5.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        super().__init__(_serve, answer)
+        self.address = f"127.0.0.1:{self.hello}"
 
 
 def _serve(connection: Connection, answer: bytes) -> None:

@@ -4,48 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
 from multiprocessing.connection import Connection
-from typing import Final, Self
+from typing import Final
 
+from benchmarks.child import Child
 from benchmarks.load_job import Job, Outcome
 
 GRACE_SECONDS: Final = 120.0
 """How long the slowest request may go on after the window."""
 
 
-class LoadGenerator:
+class LoadGenerator(Child):
     """The parent's end of the load generator. Use as a context manager."""
 
     def __init__(self) -> None:
         """Start the process."""
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._connection.recv()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the load generator."""
-        return self._process.pid or 0
-
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(5.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        super().__init__(_serve)
 
     def begin(self, job: Job) -> None:
         """Hand over a job; it starts at once."""
-        self._connection.send(job)
+        self.connection.send(job)
 
     def outcome(self, job: Job) -> Outcome:
         """Wait for what came of the job.
@@ -53,9 +31,9 @@ class LoadGenerator:
         Raises:
             TimeoutError: requests hang.
         """
-        if not self._connection.poll(job.window.seconds + GRACE_SECONDS):
+        if not self.connection.poll(job.window.seconds + GRACE_SECONDS):
             raise TimeoutError(f"{job.target} at {job.clients} clients: requests were not answered in time")
-        result = self._connection.recv()
+        result = self.connection.recv()
         if isinstance(result, Exception):
             raise result
         if not isinstance(result, Outcome):

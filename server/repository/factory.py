@@ -110,10 +110,6 @@ class RunningModels:
         )
         await group.stop()
 
-    def pids(self, model: Model) -> list[int]:
-        """Return the process ids of a model's running workers."""
-        return self._groups[model].pids
-
 
 def _batch_tokens(definition: ModelDefinition) -> int:
     configured = definition.parameters.get("max_batch_tokens")

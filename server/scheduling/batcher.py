@@ -150,10 +150,6 @@ class Batcher:
             self._drop(part)
             _pending(part).fail(error)
 
-    def reopen(self) -> None:
-        """Accept requests again after :meth:`abort`."""
-        self._closed = None
-
     def schedule(self) -> None:
         """Form batches when the loop has nothing else to do, so that parts which arrive together join."""
         if not self._scheduled:
