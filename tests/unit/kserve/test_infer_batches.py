@@ -206,8 +206,7 @@ async def test_full_queue_names_the_request(models: Models, tokenizing: Tokenizi
     waiting = []
     for _ in range(3):  # two for the slots of the instance, one for the queue
         waiting.append(asyncio.create_task(infer(tokenizing, model, add_request(numbers(8), numbers(8)))))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)  # a busy loop forms batches up to 2 ms later
     with pytest.raises(QueueFullError, match=r"^\[request id: s\] Exceeds maximum queue size$"):
         await infer(tokenizing, model, add_request(numbers(1), numbers(1), id="s"))
     models.instances["simple"].release()
