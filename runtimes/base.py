@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from headrace.runtimes.generation.base import GenerationSpec
+
 
 class ModelError(Exception):
     """The model, its folder or its options are wrong; the text is meant for the user."""
@@ -61,6 +63,7 @@ class InstanceSpec:
         lone_threads: intra-op threads of a batch that runs alone; 0 means the same as ``threads``.
         options: the runtime's own options (``config.pbtxt`` parameters), all strings.
         text: set when the model is addressed by token ids instead of its own tensors.
+        generation: set when the model is a decoder that the generation engine runs.
     """
 
     model: str
@@ -71,6 +74,7 @@ class InstanceSpec:
     lone_threads: int = 0
     options: dict[str, str] = field(default_factory=dict)
     text: TextSpec | None = None
+    generation: GenerationSpec | None = None
 
 
 class Run:

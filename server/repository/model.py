@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from headrace.kserve.v2.model_config_pb2 import ModelConfig
     from headrace.server.scheduling.batcher import Batcher
+    from headrace.server.scheduling.generator import Generator
     from headrace.server.telemetry.statistics import ModelStatistics
 
 
@@ -23,6 +24,7 @@ class Task(StrEnum):
     CLASSIFY = "classify"
     RERANK = "rerank"
     PREDICT = "predict"
+    GENERATE = "generate"
 
 
 class State(StrEnum):
@@ -77,6 +79,46 @@ def _reshaped(
         return tuple(shape)
     sizes = iter([size for size, dim in zip(own, old, strict=True) if dim == -1])
     return (*batch, *(next(sizes) if dim == -1 else dim for dim in new))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a request that does not say gets: the model's own ``generation_config.json``; None is unset."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """What the server needs to know of a model that generates text.
+
+    Attributes:
+        tokenizer: without padding and truncation set.
+        max_tokens: longest sequence, prompt and output together.
+        vocabulary_size: ids from 0 to this, exclusive, exist.
+        eos_ids: ids that end a text.
+        special_tokens: ``bos_token``, ``eos_token``, … → text, for chat templates.
+        chat_templates: name → Jinja text; the model's own is ``default``. Empty for a base model.
+        defaults: for requests that do not choose.
+        tool_parser: how the model writes tool calls, a key of the tool parsers' table; "" when it has no way.
+        max_samples: largest ``n`` and ``best_of``.
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    vocabulary_size: int
+    eos_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    chat_templates: Mapping[str, str]
+    defaults: SamplingDefaults
+    tool_parser: str = ""
+    max_samples: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +186,8 @@ class Model:
     batcher: Batcher
     statistics: ModelStatistics
     text: TextSettings | None = None
+    generation: GenerationSettings | None = None  # set together with ``generator`` for a model that generates
+    generator: Generator | None = None
     dimensions: int = 0  # width of an embedding; 0 when the model has none
     default: bool = False  # marked as the default model of its task
     plans: dict[Form, Plan] = field(default_factory=dict)  # written by tensor inference

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     import grpc
 
+    from headrace.server.errors import HeadraceError
     from headrace.server.repository.model import Model
 
 MODEL_HEADER = "x-headrace-model"
@@ -51,6 +52,10 @@ class Call:
         return self.headers.get(SURFACE_HEADER, "")
 
 
+SSE: Final = "text/event-stream; charset=utf-8"
+SSE_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+
+
 @dataclass(frozen=True, slots=True)
 class HttpReply:
     """What a REST facade answers: becomes an ``google.api.HttpBody``, initial metadata and ``:status``."""
@@ -59,3 +64,20 @@ class HttpReply:
     content_type: str = "application/json"
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpStream:
+    """A REST facade's answer that is sent in pieces: each becomes one ``google.api.HttpBody``.
+
+    Attributes:
+        chunks: an async generator of bytes; it is closed when the caller goes.
+        error_event: what is sent in-band, as the last piece, when ``chunks`` raises.
+        keep_alive: sent after every 15 s of silence; b"" for none.
+    """
+
+    chunks: AsyncGenerator[bytes, None]
+    error_event: Callable[[HeadraceError], bytes]
+    content_type: str = SSE
+    headers: tuple[tuple[str, str], ...] = SSE_HEADERS
+    keep_alive: bytes = b": keep-alive\n\n"

@@ -1,0 +1,114 @@
+"""The contract between the engine and a decoder: plain dataclasses and one protocol.
+
+Blocking and single-threaded, as ``headrace.runtimes.base``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headrace.runtimes.base import InstanceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """What the engine of an instance may use.
+
+    Attributes:
+        max_tokens: longest sequence, prompt and output together.
+        max_sequences: sequences that run at once, at least 1; a decoder has as many slots.
+        kv_tokens: tokens that all running sequences and the cached prefixes may hold together.
+        block_tokens: tokens in a KV block.
+        step_tokens: most tokens computed in a step while sequences decode; long prompts are cut into chunks.
+        prefill_tokens: the same while none decodes.
+        prefix_cache: whether prefixes are kept for later requests.
+        draft_tokens: tokens guessed by prompt lookup in each step; 0 guesses none.
+        eos_ids: ids that end a sample.
+        tokenizer: path of ``tokenizer.json``, for grammars; "" refuses grammars.
+    """
+
+    max_tokens: int
+    max_sequences: int
+    kv_tokens: int
+    block_tokens: int = 16
+    step_tokens: int = 128
+    prefill_tokens: int = 512
+    prefix_cache: bool = True
+    draft_tokens: int = 0
+    eos_ids: tuple[int, ...] = ()
+    tokenizer: str = ""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens of one sequence to be computed in one step.
+
+    Attributes:
+        slot: of the sequence, in ``[0, max_sequences)``; its own from the first chunk until ``release``.
+        tokens: ids to compute, at least one.
+        start: tokens of the sequence that the KV cache has already; the position of the first of ``tokens``.
+        blocks: block table of the sequence; covers ``start + len(tokens)`` tokens. The engine's own list: it
+            must not be changed or kept.
+        logits: how many of the last positions need logits, from 0 to ``len(tokens)``.
+        fresh: the slot's first chunk: when ``start`` is not 0 the KV of that many tokens (whole blocks) lies
+            in ``blocks``, where an earlier sequence left it.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    logits: int
+    fresh: bool
+
+
+class Decoder(Protocol):
+    """A loaded decoder-only model with its KV cache."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the logits; ids from 0 to this, exclusive, may be computed."""
+
+    @property
+    def platform(self) -> str:
+        """What executes the model, as ``TensorModel.platform``."""
+
+    def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Compute all chunks and return their logits, ``[sum of chunk.logits, vocabulary_size]``.
+
+        Rows are in the order of the chunks and, within one, of the positions. The array may be changed by
+        the caller and is valid until the next step. KV of blocks that a chunk completes must be found in
+        those blocks by later sequences.
+
+        Raises:
+            ModelError: the model failed; the sequences of this step are lost, others are not.
+        """
+
+    def copy(
+        self,
+        source: int,
+        target: int,
+        source_blocks: Sequence[int],
+        target_blocks: Sequence[int],
+        tokens: int,
+    ) -> None:
+        """Give slot ``target`` the KV of the first ``tokens`` tokens of slot ``source``.
+
+        Equal entries of both tables are shared; where they differ the block's content is copied.
+        """
+
+    def release(self, slot: int) -> None:
+        """Forget the sequence of ``slot``; its completed blocks stay."""
+
+    def close(self) -> None:
+        """Free what the model holds; it is not used afterwards."""
+
+
+DecoderLoader = Callable[["InstanceSpec"], Decoder]
+"""Loads one decoder or raises ``headrace.runtimes.base.ModelError`` with a text for the user."""

@@ -1,0 +1,117 @@
+"""Messages between the server and a generation worker; framed as ``headrace.runtimes.wire`` frames them.
+
+Everything travels on the data socket: the engine looks at it between steps. The worker answers with one
+:class:`Outputs` for each step that has something to tell.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headrace.runtimes.generation.parameters import Sampling
+
+Finish = Literal["stop", "length", "abort"]
+
+
+class Add(msgspec.Struct, array_like=True, frozen=True, tag="add"):
+    """Server → worker: generate. ``prompt`` is int32 little-endian token ids, at least one."""
+
+    request: int
+    prompt: bytes
+    sampling: Sampling
+
+
+class Abort(msgspec.Struct, array_like=True, frozen=True, tag="abort"):
+    """Server → worker: nobody waits for this request any more. It is not answered."""
+
+    request: int
+
+
+class Logprob(msgspec.Struct, array_like=True, frozen=True):
+    """One token's natural-log probability, its rank from 1, and the most likely alternatives, best first."""
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Accepted(msgspec.Struct, array_like=True, frozen=True, tag="accepted"):
+    """The request's grammar is compiled; only sent for requests that have one."""
+
+    request: int
+
+
+class Started(msgspec.Struct, array_like=True, frozen=True, tag="started"):
+    """The request is scheduled for the first time; sent before its first step runs.
+
+    ``cached_tokens`` of its prompt came out of the prefix cache.
+    """
+
+    request: int
+    cached_tokens: int
+
+
+class PromptLogprobs(msgspec.Struct, array_like=True, frozen=True, tag="prompt-logprobs"):
+    """Logprobs of the prompt's tokens; the first is None, for nothing precedes it. Sent before any token."""
+
+    request: int
+    logprobs: tuple[Logprob | None, ...]
+
+
+class Tokens(msgspec.Struct, array_like=True, frozen=True, tag="tokens"):
+    """New tokens of one sample.
+
+    ``logprobs`` has an entry for each token when the request asked for them. ``finish`` is set with the
+    sample's last tokens (there may be none); ``stop_token`` is the id that ended it, the last of
+    ``token_ids``, when it is not one of the model's own end-of-sequence ids; ``eos`` says that it is one.
+    """
+
+    request: int
+    sample: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] = ()
+    finish: Finish | None = None
+    stop_token: int | None = None
+    eos: bool = False
+
+
+class Rejected(msgspec.Struct, array_like=True, frozen=True, tag="rejected"):
+    """The request cannot be served; nothing else follows. ``kind`` is ``invalid`` or ``execution``."""
+
+    request: int
+    kind: Literal["invalid", "execution"]
+    message: str
+
+
+class EngineStats(msgspec.Struct, array_like=True, frozen=True):
+    """The state of an engine after a step, and totals since it started.
+
+    ``running`` and ``waiting`` count sequences; ``free_slots`` sequences that could run beside them.
+    """
+
+    running: int
+    waiting: int
+    free_slots: int
+    free_blocks: int
+    total_blocks: int
+    preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+
+
+Event = Accepted | Started | PromptLogprobs | Tokens | Rejected
+
+
+class Outputs(msgspec.Struct, array_like=True, frozen=True, tag="outputs"):
+    """Worker → server: what happened in a step (or while requests were taken in)."""
+
+    events: tuple[Event, ...]
+    stats: EngineStats
+
+
+GenerationRequest = Add | Abort

@@ -1,0 +1,50 @@
+"""The contract between the generate task and whatever runs a generation engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from headrace.runtimes.generation.messages import EngineStats, Event
+    from headrace.runtimes.generation.parameters import Sampling
+
+
+class Ticket(Protocol):
+    """One request in an engine."""
+
+    async def events(self) -> Sequence[Event]:
+        """Wait for news and return it in order; at least one event.
+
+        Raises:
+            InvalidArgumentError: the engine refused the request (a grammar that does not compile).
+            ExecutionFailedError: the model failed.
+            WorkerCrashedError: the engine's process died after the request was started.
+            ModelNotReadyError: the model was given up or unloaded.
+        """
+
+    def close(self) -> None:
+        """Leave: whatever still runs is aborted. Idempotent."""
+
+
+class Generator(Protocol):
+    """All engines of one model version."""
+
+    def submit(self, prompt: NDArray[np.int32], sampling: Sampling) -> Ticket:
+        """Hand a request to the engine with the least work.
+
+        Raises:
+            QueueFullError: as many requests wait as may.
+            ModelNotReadyError: the model was given up or is being unloaded.
+        """
+
+    @property
+    def active(self) -> int:
+        """Requests that have a ticket."""
+
+    @property
+    def stats(self) -> Sequence[EngineStats]:
+        """The latest statistics of each engine."""
