@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -24,12 +23,12 @@ from google.rpc.status_pb2 import Status as RpcStatus
 
 from headrace.errors.v1.errors_pb2 import ErrorReason
 from headrace.server.errors import (
-    DeadlineExceededError,
     HeadraceError,
     InvalidArgumentError,
     status_of,
 )
-from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.call import Call, HttpReply, HttpStream
+from headrace.server.streaming import deadline, pieces
 from headrace.server.telemetry.requests import RequestLabels, RequestMetrics
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ log = structlog.get_logger(__name__)
 
 REQUEST_ID: Final = "x-request-id"
 STATUS_HEADER: Final = "x-http-status"
-TIMEOUT_HEADER: Final = "oicm-request-timeout"
-OICM_TIMEOUT_SECONDS: Final = 120.0  # default below /models/*/proxy: the OICM guide's
 
 
 class Undecodable:
@@ -157,19 +154,66 @@ class Interceptors:
             try:
                 try:
                     _check(request)
-                    reply = await _within(_deadline(call), method(request, call))
+                    async with deadline(call):
+                        reply = await method(request, call)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
                     failure = self._domain(error, call)
                     code = status_of(failure).code.name
                     reply = service.error_reply(failure, call)
                     del failure  # as above
-                headers = reply.headers
-                if reply.status != 200:
-                    headers = (*headers, (STATUS_HEADER, str(reply.status)))
-                if headers:
-                    await context.send_initial_metadata(headers)
-                return HttpBody(content_type=reply.content_type, data=reply.body)
+                return await _send_reply(context, reply)
             except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            finally:
+                self._end(call, name, code, start)
+
+        return handle
+
+    def facade_stream(
+        self,
+        protocol: str,
+        name: str,
+        method: Callable[[Any, Call], Awaitable[HttpReply | HttpStream]],
+        service: Facade,
+    ) -> Callable[[Any, Context], AsyncIterator[HttpBody]]:
+        """Wrap a REST facade's method that answers at once or in pieces.
+
+        What the method raises before it returns is an answer of its own, with its status; what its stream
+        raises later is the stream's last piece, for the status is out by then.
+        """
+
+        async def handle(request: Any, context: Context) -> AsyncIterator[HttpBody]:
+            call = Call(context, protocol)
+            start = self._begin()
+            code = "OK"
+            reply: HttpReply | HttpStream
+            try:
+                try:
+                    limit = deadline(call)
+                    async with limit:
+                        _check(request)
+                        reply = await method(request, call)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
+                    failure = self._domain(error, call)
+                    code = status_of(failure).code.name
+                    reply = service.error_reply(failure, call)
+                    del failure  # as above
+                if isinstance(reply, HttpReply):
+                    yield await _send_reply(context, reply)
+                    return
+                await context.send_initial_metadata(reply.headers)
+                content_type = reply.content_type
+                async with contextlib.aclosing(pieces(reply, limit)) as chunks:
+                    try:
+                        async for chunk in chunks:
+                            yield HttpBody(content_type=content_type, data=chunk)
+                    except Exception as error:  # noqa: BLE001 - as above
+                        failure = self._domain(error, call)
+                        code = status_of(failure).code.name
+                        yield HttpBody(content_type=content_type, data=reply.error_event(failure))
+                        del failure  # as above
+            except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
             finally:
@@ -228,27 +272,11 @@ def _details(error: HeadraceError) -> bytes:
     return serialized
 
 
-def _deadline(call: Call) -> float | None:
-    """Seconds that the caller gives a REST request; None for no limit."""
-    text = call.headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return OICM_TIMEOUT_SECONDS if call.surface == "oicm" else None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (0 < seconds < math.inf):
-        msg = f"OICM-Request-Timeout is '{text}', expected a positive number of seconds"
-        raise InvalidArgumentError(msg)
-    return seconds
-
-
-async def _within(seconds: float | None, work: Awaitable[HttpReply]) -> HttpReply:
-    if seconds is None:
-        return await work
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError:
-        msg = f"the deadline of {seconds:g} seconds passed"
-        raise DeadlineExceededError(msg) from None
+async def _send_reply(context: Context, reply: HttpReply) -> HttpBody:
+    """Send the headers and the status of ``reply``, and return its body."""
+    headers = reply.headers
+    if reply.status != 200:
+        headers = (*headers, (STATUS_HEADER, str(reply.status)))
+    if headers:
+        await context.send_initial_metadata(headers)
+    return HttpBody(content_type=reply.content_type, data=reply.body)

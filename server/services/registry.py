@@ -143,7 +143,10 @@ def _handler(
     response = GetMessageClass(method.output_type)
     encode = response.SerializeToString
     name = method.name
-    if response is HttpBody and not method.server_streaming:
+    if response is HttpBody and method.server_streaming:
+        streamed = interceptors.facade_stream(protocol, name, implementation, service)
+        return grpc.unary_stream_rpc_method_handler(streamed, decode, encode)
+    if response is HttpBody:
         wrapped = interceptors.facade(protocol, name, implementation, service)
         return grpc.unary_unary_rpc_method_handler(wrapped, decode, encode)
     if not method.client_streaming and not method.server_streaming:
