@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -38,11 +38,12 @@ from headrace.runtimes.base import (
     TensorModel,
 )
 from headrace.runtimes.blocks import read_block, write_block
+from headrace.runtimes.frames import FrameReader
+from headrace.runtimes.generation.base import GenerationSpec
 from headrace.runtimes.regions import Region
-from headrace.runtimes.registry import loader
+from headrace.runtimes.registry import decoder_loader, loader
 from headrace.runtimes.text import TextEncoder
 from headrace.runtimes.wire import (
-    HEADER_SIZE,
     INLINE_LIMIT,
     SLOTS,
     Cancel,
@@ -54,7 +55,6 @@ from headrace.runtimes.wire import (
     LoadFailed,
     Request,
     frame,
-    frame_size,
 )
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -62,48 +62,7 @@ _PR_SET_NAME: Final = 15
 _REMEMBERED_CANCELS: Final = 8 * SLOTS
 """Cancels kept for batches not seen yet: more than there can be, as a worker holds ``SLOTS`` batches."""
 
-MessageT = TypeVar("MessageT")
-
-
-class FrameReader:
-    """Reads messages from a stream socket into one buffer that grows to the largest frame seen."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        """Read from ``connection``, which the caller keeps open."""
-        self._connection = connection
-        self._buffer = bytearray(1 << 16)
-        self._start = 0
-        self._end = 0
-
-    def read(self, decoder: msgspec.msgpack.Decoder[MessageT]) -> MessageT | None:
-        """Return the next message, or None when the peer has closed the connection."""
-        if not self._fill(HEADER_SIZE):
-            return None
-        size = frame_size(memoryview(self._buffer)[self._start : self._start + HEADER_SIZE])
-        if not self._fill(HEADER_SIZE + size):
-            return None
-        body = self._start + HEADER_SIZE
-        message = decoder.decode(memoryview(self._buffer)[body : body + size])
-        self._start = body + size
-        return message
-
-    def _fill(self, wanted: int) -> bool:
-        """Have at least ``wanted`` unread bytes in the buffer."""
-        while self._end - self._start < wanted:
-            if self._start:
-                rest = self._end - self._start
-                self._buffer[:rest] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, rest
-            if len(self._buffer) < wanted:
-                self._buffer.extend(bytes(wanted - len(self._buffer)))
-            try:
-                received = self._connection.recv_into(memoryview(self._buffer)[self._end :])
-            except ConnectionResetError:
-                return False
-            if not received:
-                return False
-            self._end += received
-        return True
+ModelT = TypeVar("ModelT")
 
 
 class Cancels:
@@ -232,25 +191,19 @@ def load(instance: InstanceSpec) -> TensorModel:
 
 
 def serve(data: socket.socket, control: socket.socket, slots: Sequence[Slot]) -> int:
-    """Load the instance and run batches until the server closes ``data``; returns the exit status."""
+    """Load the instance and run it until the server closes ``data``; returns the exit status."""
     reader = FrameReader(data)
     requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
     first = reader.read(requests)
     if not isinstance(first, Load):
         return 0 if first is None else 1
-    _set_name(f"hr:{first.instance.model}")
-    try:
-        model = load(first.instance)
-    except ModelError as error:
-        data.sendall(frame(LoadFailed(str(error))))
+    instance = first.instance
+    _set_name(f"hr:{instance.model}")
+    if instance.generation is not None:
+        return _generate(reader, data, instance, instance.generation)
+    model = _loaded(data, instance, load)
+    if model is None:
         return 1
-    except BaseException as error:  # noqa: BLE001 - whatever a model's code raises is the user's answer
-        traceback.print_exc()
-        data.sendall(frame(LoadFailed(f"unexpected error while loading: {describe(error)}")))
-        return 1
-    # What loading left behind lives as long as the process: keep it out of every later collection.
-    gc.collect()
-    gc.freeze()
     cancels = Cancels()
     executor = Executor(model, slots, cancels)
     threading.Thread(target=_listen, args=(control, cancels), name="control", daemon=True).start()
@@ -259,6 +212,40 @@ def serve(data: socket.socket, control: socket.socket, slots: Sequence[Slot]) ->
         data.sendall(frame(executor.execute(request)))
     model.close()
     return 0
+
+
+def _generate(
+    reader: FrameReader, data: socket.socket, instance: InstanceSpec, generation: GenerationSpec
+) -> int:
+    """Load a decoder and generate until the server closes ``data``; returns the exit status."""
+    # tensor models need neither the engine nor what it imports
+    from headrace.runtimes.generation import loop
+
+    decoder = _loaded(data, instance, lambda instance: decoder_loader(instance.runtime)(instance))
+    if decoder is None:
+        return 1
+    data.sendall(frame(Loaded((), (), decoder.platform)))
+    loop.serve(reader, data, decoder, generation)
+    return 0
+
+
+def _loaded(
+    data: socket.socket, instance: InstanceSpec, load_model: Callable[[InstanceSpec], ModelT]
+) -> ModelT | None:
+    """Load an instance; None, and the server is told, when that fails."""
+    try:
+        model = load_model(instance)
+    except ModelError as error:
+        data.sendall(frame(LoadFailed(str(error))))
+        return None
+    except BaseException as error:  # noqa: BLE001 - whatever a model's code raises is the user's answer
+        traceback.print_exc()
+        data.sendall(frame(LoadFailed(f"unexpected error while loading: {describe(error)}")))
+        return None
+    # What loading left behind lives as long as the process: keep it out of every later collection.
+    gc.collect()
+    gc.freeze()
+    return model
 
 
 def _listen(control: socket.socket, cancels: Cancels) -> None:

@@ -24,9 +24,14 @@ class Add(msgspec.Struct, array_like=True, frozen=True, tag="add"):
 
 
 class Abort(msgspec.Struct, array_like=True, frozen=True, tag="abort"):
-    """Server → worker: nobody waits for this request any more. It is not answered."""
+    """Server → worker: nobody waits for this request any more, or for one sample of it. It is not answered.
+
+    ``sample`` is the one that ends, -1 for all. One that ended already, or of which nothing was told yet, is
+    passed over: so are those of a beam search and of a choice of the best, told when all have ended.
+    """
 
     request: int
+    sample: int = -1
 
 
 class Logprob(msgspec.Struct, array_like=True, frozen=True):

@@ -55,7 +55,8 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         seed: the same seed, prompt and parameters give the same tokens; None draws one.
         n: samples returned.
         best_of: samples generated, at least ``n``; the ``n`` with the highest mean logprob are returned,
-            best first. With ``beam`` the number of beams.
+            best first. With ``beam`` the number of beams. All tokens that the engine generated count in the
+            comparison, those behind a stop text too: the server finds stop texts, after the choice.
         beam: beam search instead of sampling.
         length_penalty: exponent of the length that divides a beam's summed logprob.
         logprobs: alternatives reported with each new token; 0 reports only the chosen token's logprob, None

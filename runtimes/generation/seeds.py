@@ -1,0 +1,27 @@
+"""Random numbers that depend on nothing but seed, sample and position (Philox, counter-based)."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import numpy as np
+
+_WORD: Final = 2**64
+
+
+def draw_seed() -> int:
+    """Return a seed from the operating system, 0 to 2**63 - 1."""
+    return int.from_bytes(os.urandom(8), "little") >> 1
+
+
+def uniform(seed: int, sample: int, position: int) -> float:
+    """Return a number in [0, 1) with 53 random bits.
+
+    Args:
+        seed: any integer; equal modulo 2**64 is equal.
+        sample: index of the sample of a request, at least 0; each has its own stream.
+        position: index of the output token, at least 0.
+    """
+    bits = np.random.Philox(key=seed % _WORD + sample * _WORD, counter=position).random_raw()
+    return float(int(bits) >> 11) * 2.0**-53
