@@ -74,7 +74,7 @@ def check(
     """Load every model of a repository, say what it is and what is wrong with it; exit 1 if anything is."""
     from headrace.server.repository.check import check as check_repository
     from headrace.server.repository.factory import RunningModels
-    from headrace.server.workers.instance import RestartPolicy
+    from headrace.server.workers.supervised import RestartPolicy
 
     logs.configure("error", "auto")
     results = uvloop.run(check_repository(folder, RunningModels(1024, RestartPolicy(attempts=0))))
@@ -125,6 +125,40 @@ def pull(
         typer.echo(f"headrace: {failure}", err=True)
         raise typer.Exit(1)
     typer.echo(f"{into}: built {', '.join(built)}" if built else f"{into}: everything is there")
+
+
+@cli.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder of a causal language model.")],
+    target: Annotated[Path, typer.Argument(help="The model's folder in a repository; must not exist.")],
+    precision: Annotated[str, typer.Option(help="Of the weights: fp32, int8 or int4.")] = "fp32",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write a quantised model even if it differs too much.")
+    ] = False,
+) -> None:
+    """Make a text generation model for the ONNX runtime; the fastest there is on CPUs."""
+    from headrace.runtimes.convert import causal
+    from headrace.runtimes.convert.job import ConversionError
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(target.name, total=None)
+        try:
+            checks = causal.convert(
+                source,
+                target,
+                precision=precision,
+                force=force,
+                progress=lambda detail: bar.update(task, description=f"{target.name}: {detail}"),
+            )
+        except ConversionError as error:
+            failure = str(error)
+        else:
+            failure = ""
+    if failure:
+        typer.echo(f"headrace: {failure}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{target}: " + ", ".join(f"{name} {value}" for name, value in checks.items()))
 
 
 @cli.command()

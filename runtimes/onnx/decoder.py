@@ -1,0 +1,179 @@
+"""The ONNX decoder: token generation on the CPU, by plain ONNX Runtime and a KV cache of our own.
+
+A graph made by ``headrace convert`` writes keys and values into the buffers that it reads them from, rows of
+a batch may have any lengths, and the last linear layer runs only for the positions that are asked for. So
+one run decodes all sequences of a step, whenever each of them began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from headrace.runtimes.base import InstanceSpec, ModelError
+from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.slots import CacheShape, SlotCache
+from headrace.runtimes.onnx.decoder_graph import DecoderGraph
+from headrace.runtimes.onnx.decoder_runs import Runs
+from headrace.runtimes.onnx.errors import load_error
+from headrace.runtimes.onnx.files import find_model
+from headrace.runtimes.onnx.options import THREADS, check_providers, providers, session_options
+
+_SPINNING: Final = MappingProxyType(
+    {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "50",
+        "session.force_spinning_stop": "1",
+    }
+)
+"""A step is hundreds of small operators: waking a thread for each costs a quarter of the speed on idle cores.
+Threads therefore spin, but shortly, for on busy cores they would take the time of those that they wait for,
+and not between steps."""
+
+
+def load(instance: InstanceSpec) -> OnnxDecoder:
+    """Load the decoder of an instance.
+
+    ``instance.path`` is the model file or the folder with it (``files.find_model``); the options are those of
+    ``options.session_options``. A step has the machine to itself, so it uses the larger of ``threads`` and
+    ``lone_threads``.
+
+    Raises:
+        ModelError: there is no model, it cannot be loaded, it is no decoder made by ``headrace convert``, or
+            the device is not the CPU.
+    """
+    spec = instance.generation
+    if spec is None:
+        msg = f"model '{instance.model}' has no generation settings"
+        raise ModelError(msg)
+    if not instance.device.startswith("cpu"):
+        msg = f"the ONNX runtime generates on the CPU only, not on {instance.device}; use backend torch"
+        raise ModelError(msg)
+    file = find_model(Path(instance.path))
+    chosen = providers(instance)
+    threads = str(max(instance.threads, instance.lone_threads))
+    options = session_options({THREADS: threads, **_SPINNING, **instance.options})
+    try:
+        session = ort.InferenceSession(str(file), options, providers=chosen)
+    except Exception as error:
+        raise load_error(error, file) from error
+    check_providers(chosen, session.get_providers())
+    return OnnxDecoder(session, spec)
+
+
+class OnnxDecoder:
+    """A :class:`~headrace.runtimes.generation.base.Decoder` on ONNX Runtime."""
+
+    def __init__(self, session: ort.InferenceSession, spec: GenerationSpec) -> None:
+        """Serve ``session``; the KV cache is reserved, but takes memory only as it is used.
+
+        Raises:
+            ModelError: the graph is no decoder of the kind that is served, or shorter than ``max_tokens``.
+        """
+        graph = DecoderGraph(session)
+        self._vocabulary_size = graph.vocabulary_size
+        self._cache = SlotCache(
+            CacheShape(
+                planes=len(graph.caches),
+                heads=graph.heads,
+                size=graph.head_size,
+                dtype=graph.dtype,
+                slots=spec.max_sequences,
+                tokens=spec.max_tokens,
+                block_tokens=spec.block_tokens,
+                blocks=-(-spec.kv_tokens // spec.block_tokens) if spec.prefix_cache else 0,
+                keep_tokens=spec.kv_tokens // spec.max_sequences,
+            )
+        )
+        self._runs = Runs(session, graph, self._cache.rows)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the logits."""
+        return self._vocabulary_size
+
+    @property
+    def platform(self) -> str:
+        """Triton's name for models that ONNX Runtime executes."""
+        return "onnxruntime_onnx"
+
+    def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Compute all chunks: single tokens together in one run, longer chunks each in one of its own.
+
+        Raises:
+            ModelError: ONNX Runtime failed.
+        """
+        cache = self._cache
+        for chunk in chunks:
+            if chunk.fresh:
+                cache.release(chunk.slot)
+                if chunk.start:
+                    cache.load(chunk.slot, chunk.blocks, chunk.start)
+        single = [chunk for chunk in chunks if len(chunk.tokens) == 1]
+        longer = [chunk for chunk in chunks if len(chunk.tokens) > 1]
+        self._runs.begin(sum(chunk.logits for chunk in chunks))
+        if single:
+            count = cache.gather([chunk.slot for chunk in single])
+            self._decode(single, count)
+        for chunk in longer:
+            self._runs.prefill(cache.row(chunk.slot), chunk.tokens, chunk.start, chunk.logits)
+        for chunk in chunks:
+            cache.advance(chunk.slot, chunk.start, len(chunk.tokens), chunk.blocks)
+        logits = self._runs.logits
+        if single and longer and (order := _order(chunks)) is not None:
+            return logits[order]
+        return logits
+
+    def _decode(self, chunks: Sequence[Chunk], count: int) -> None:
+        """One token for each of ``chunks``, whose rows are among the first ``count``."""
+        cache = self._cache
+        tokens = [0] * count
+        # A row in between that has no token now gets one all the same, behind its last: the next one of its
+        # own is written over it.
+        starts = [cache.length(row) for row in range(count)]
+        wanted = []
+        for chunk in chunks:
+            row = cache.row(chunk.slot)
+            tokens[row], starts[row] = chunk.tokens[0], chunk.start
+            if chunk.logits:
+                wanted.append(row)
+        self._runs.decode(tokens, starts, wanted)
+
+    def copy(
+        self,
+        source: int,
+        target: int,
+        source_blocks: Sequence[int],
+        target_blocks: Sequence[int],
+        tokens: int,
+    ) -> None:
+        """Copy row to row, and in the pool the blocks that the two do not share."""
+        self._cache.copy(source, target, source_blocks, target_blocks, tokens)
+
+    def release(self, slot: int) -> None:
+        """Free the slot's row."""
+        self._cache.release(slot)
+
+    def close(self) -> None:
+        """Drop the session and the cache."""
+        del self._runs, self._cache
+
+
+def _order(chunks: Sequence[Chunk]) -> list[int] | None:
+    """Where the logits of each position of ``chunks`` are, given that those of single tokens come first.
+
+    None when that is their order anyway.
+    """
+    at = {True: 0, False: sum(chunk.logits for chunk in chunks if len(chunk.tokens) == 1)}
+    order: list[int] = []
+    for chunk in chunks:
+        first = at[len(chunk.tokens) == 1]
+        order += range(first, first + chunk.logits)
+        at[len(chunk.tokens) == 1] += chunk.logits
+    return None if order == list(range(len(order))) else order
