@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     """Load a text encoder from a folder with ``config.json`` and safetensors.
 
     With ``text.head`` ``classify``, or without a head when the configuration names a sequence classifier, it
-    has output ``logits`` [rows, labels], else ``last_hidden_state`` [rows, tokens, dim]. Inputs are
+    has output ``logits`` [rows, labels]; with pooling ``splade`` a masked language model's ``logits`` [rows,
+    tokens, vocabulary]; else ``last_hidden_state`` [rows, tokens, dim]. Inputs are
     ``input_ids``, ``attention_mask`` and, where the model has token types, ``token_type_ids``, all INT64.
 
     Options: ``dtype`` (weights and outputs; float32 by default), ``compile``, and ``allow_pickle`` to read
@@ -44,8 +45,8 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
         config: Any = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        classify = _is_classifier(config, instance)
-        factory: Any = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
+        kind = _kind(config, instance)
+        factory: Any = getattr(transformers, kind.factory)
         module, report = factory.from_pretrained(
             folder,
             config=config,
@@ -69,19 +70,35 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     if "input_ids" not in accepted or "attention_mask" not in accepted:
         msg = f"{type(module).__name__} takes no input_ids and attention_mask: it is no text encoder"
         raise ModelError(msg)
-    return _serve(module.eval().to(device), config, instance, device, classify=classify)
+    return _serve(module.eval().to(device), config, instance, device, kind)
 
 
-def _is_classifier(config: Any, instance: InstanceSpec) -> bool:
-    if instance.text is not None:
-        return instance.text.head == "classify"
+class _Kind(NamedTuple):
+    """What a folder is loaded as: the class, the output that is read, the setting that has its width."""
+
+    factory: str
+    output: str
+    rank: int
+    width: str
+
+
+_ENCODER: Final = _Kind("AutoModel", "last_hidden_state", 3, "hidden_size")
+_CLASSIFIER: Final = _Kind("AutoModelForSequenceClassification", "logits", 2, "num_labels")
+_MASKED: Final = _Kind("AutoModelForMaskedLM", "logits", 3, "vocab_size")
+
+
+def _kind(config: Any, instance: InstanceSpec) -> _Kind:
+    text = instance.text
+    if text is not None:
+        if text.head == "classify":
+            return _CLASSIFIER
+        return _MASKED if text.pooling == "splade" else _ENCODER
     architectures = getattr(config, "architectures", None) or []
-    return any(name.endswith("ForSequenceClassification") for name in architectures)
+    named = any(name.endswith("ForSequenceClassification") for name in architectures)
+    return _CLASSIFIER if named else _ENCODER
 
 
-def _serve(
-    module: Any, config: Any, instance: InstanceSpec, device: torch.device, *, classify: bool
-) -> TorchModel:
+def _serve(module: Any, config: Any, instance: InstanceSpec, device: torch.device, kind: _Kind) -> TorchModel:
     has_types = (
         "token_type_ids" in inspect.signature(module.forward).parameters
         and getattr(config, "type_vocab_size", 0) > 1
@@ -89,11 +106,7 @@ def _serve(
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
     inputs = [TensorSpec(name, "INT64", (-1, -1)) for name in names]
     datatype = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}[module.dtype]
-    output = (
-        TensorSpec("logits", datatype, (-1, config.num_labels))
-        if classify
-        else TensorSpec("last_hidden_state", datatype, (-1, -1, config.hidden_size))
-    )
+    output = TensorSpec(kind.output, datatype, (-1,) * (kind.rank - 1) + (getattr(config, kind.width),))
     called = compiled(module, instance.options)
 
     def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
