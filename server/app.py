@@ -28,10 +28,11 @@ from headrace.server.repository.factory import RunningModels
 from headrace.server.repository.registry import Repository
 from headrace.server.services import registry
 from headrace.server.services.health import Health
+from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestMetrics
-from headrace.server.workers.instance import RestartPolicy
+from headrace.server.workers.supervised import RestartPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,7 @@ class App:
             on_change=self._changed.set,
         )
         self._tokenizing = Tokenizing(threads=min(2, settings.cores))
+        self._generating = Generating(self._tokenizing)
         self._requests = RequestMetrics()
         self._metrics = Metrics(self._requests, self.repository.ready_models)
         names = [descriptor.full_name for descriptor in registry.descriptors()]
@@ -117,7 +119,12 @@ class App:
 
     def _add_services(self, names: list[str]) -> None:
         dependencies = registry.Dependencies(
-            self.settings, self.repository, self._tokenizing, self._metrics, lambda: self._serving
+            self.settings,
+            self.repository,
+            self._tokenizing,
+            self._generating,
+            self._metrics,
+            lambda: self._serving,
         )
         self._server.add_generic_rpc_handlers(
             tuple(registry.handlers(dependencies, Interceptors(self._requests)))

@@ -13,6 +13,7 @@ from typing import Final
 from headrace.server.errors import HeadraceError
 from headrace.server.repository.config import print_config
 from headrace.server.repository.definition import ModelDefinition, ModelFactory
+from headrace.server.repository.generation_report import describe_generation
 from headrace.server.repository.instances import Machine
 from headrace.server.repository.layout import CONFIG_FILE, holds_model, model_names, open_model
 from headrace.server.repository.model import Model, ModelTensor
@@ -135,6 +136,9 @@ def _describe(definition: ModelDefinition, model: Model) -> list[str]:
             + (f", labels {', '.join(text.settings.labels)}" if text.settings.labels else "")
             + (f", prompts {', '.join(text.settings.prompts)}" if text.settings.prompts else "")
         )
+    generation = definition.generation_model
+    if generation is not None:
+        lines += describe_generation(generation)
     return [*lines, "completed configuration:", textwrap.indent(print_config(model.config), "  ")]
 
 

@@ -12,7 +12,8 @@ from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.wire import Loaded
 from headrace.server.repository.comparison import check_fit
 from headrace.server.repository.completion import complete_tensors, fill_defaults
-from headrace.server.repository.model import Model, ModelTensor, Task, TextSettings
+from headrace.server.repository.generation import GenerationModel
+from headrace.server.repository.model import GenerationSettings, Model, ModelTensor, Task, TextSettings
 from headrace.server.repository.signature import model_inputs, model_outputs
 from headrace.server.repository.text import TextModel
 from headrace.server.repository.validation import check_completed
@@ -55,6 +56,7 @@ class ModelDefinition:
         parameters: of the configuration: key → text.
         labels: class names by output.
         text_model: set when callers send texts.
+        generation_model: set when the model generates text.
         default: marked as the default model of its task.
         dynamic_batching: the parameter of that name; None when it is not set.
         warnings: for the user; the model is served all the same.
@@ -71,6 +73,7 @@ class ModelDefinition:
     parameters: dict[str, str]
     labels: Mapping[str, tuple[str, ...]]
     text_model: TextModel | None = None
+    generation_model: GenerationModel | None = None
     default: bool = False
     dynamic_batching: bool | None = None
     warnings: tuple[str, ...] = ()
@@ -80,18 +83,27 @@ class ModelDefinition:
         """How texts become tokens; None for a model of tensors."""
         return self.text_model.settings if self.text_model is not None else None
 
+    @property
+    def generation(self) -> GenerationSettings | None:
+        """What the server knows of a model that generates; None for every other."""
+        return self.generation_model.settings if self.generation_model is not None else None
+
     def complete(self, loaded: Loaded) -> CompletedModel:
         """Fill in what only the loaded model tells.
 
         Raises:
             LoadFailedError: the configuration does not fit the model; the text has one that does.
         """
-        text = self.text_model
+        text, generation = self.text_model, self.generation_model
         seen = loaded if text is None else text.signature(loaded, self.label)
+        if generation is not None:
+            seen = generation.signature(loaded)
         config = complete_tensors(self.config, seen, dynamic=self.dynamic_batching, text=text is not None)
         check_fit(config, seen, self.written, self.label)
         check_completed(config, self.label)
         config.platform = config.platform or loaded.platform
+        if generation is not None:  # one request has any number of answers
+            config.model_transaction_policy.decoupled = True
         fill_defaults(config)
         outputs = model_outputs(config, self.labels)
         return CompletedModel(

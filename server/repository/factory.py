@@ -1,47 +1,46 @@
-"""Builds a running model out of its definition: worker processes, queue and batcher, statistics."""
+"""Builds a running model out of its definition: worker processes, queue and scheduler, statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
-
-import structlog
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.server.errors import ModelNotReadyError
 from headrace.server.repository.model import Model
+from headrace.server.repository.policies import batching_policy, text_batch_tokens
 from headrace.server.scheduling.batcher import Batcher
-from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
+from headrace.server.scheduling.generating import EngineGenerator
+from headrace.server.telemetry.generation import GenerationStatistics
 from headrace.server.telemetry.statistics import ModelStatistics
+from headrace.server.workers.generation import GenerationInstance
 from headrace.server.workers.group import WorkerGroup
-from headrace.server.workers.instance import RestartPolicy
+from headrace.server.workers.instance import Instance
 
 if TYPE_CHECKING:
-    from headrace.kserve.v2.model_config_pb2 import ModelConfig, ModelQueuePolicy
-    from headrace.server.repository.definition import ModelDefinition
+    from headrace.runtimes.base import InstanceSpec
+    from headrace.server.repository.definition import CompletedModel, ModelDefinition
+    from headrace.server.workers.supervised import RestartPolicy
 
-log = structlog.get_logger(__name__)
 
-CPU_BATCH_TOKENS: Final = 256
-"""Padded tokens in a batch of texts on a CPU, where the configuration says nothing. MiniLM costs the same for
-each token from 60 tokens on, however many texts share the batch: only short texts gain from company."""
+class _Running(NamedTuple):
+    """What runs of a model beside what callers see."""
 
-CUDA_BATCH_TOKENS: Final = 16_384
-"""The same on a GPU, which wants all the work it can get: the default of Text Embeddings Inference."""
+    group: WorkerGroup[Instance] | WorkerGroup[GenerationInstance]
+    scheduler: Batcher | EngineGenerator
 
 
 class RunningModels:
     """The factory that the repository uses: starts and stops models.
 
     Args:
-        max_queue_size: parts that may wait per model.
+        max_queue_size: parts (or requests for text) that may wait per model.
         restarts: when dead workers are started again.
     """
 
     def __init__(self, max_queue_size: int, restarts: RestartPolicy) -> None:
         self._max_queue_size = max_queue_size
         self._restarts = restarts
-        self._groups: dict[Model, WorkerGroup] = {}
+        self._running: dict[Model, _Running] = {}
 
     async def build(self, definition: ModelDefinition, on_failed: Callable[[Model, str], None]) -> Model:
         """Start the workers of ``definition`` and return the model that they serve.
@@ -54,33 +53,26 @@ class RunningModels:
             LoadFailedError: with the reason, nothing is left running.
         """
         statistics = ModelStatistics()
-        holder: list[Model] = []
+        holder: list[tuple[Model, Batcher | EngineGenerator]] = []
 
         def restarted() -> None:
             statistics.restarts += 1
 
         def failed(reason: str) -> None:
-            if holder:
-                error = ModelNotReadyError(
-                    f"model '{definition.name}' has failed: {reason}", model=definition.name
-                )
-                holder[0].batcher.abort(error)
-                on_failed(holder[0], reason)
+            for model, scheduler in holder:
+                error = ModelNotReadyError(f"model '{model.name}' has failed: {reason}", model=model.name)
+                scheduler.abort(error)
+                on_failed(model, reason)
 
-        group = WorkerGroup(definition.specs, self._restarts, on_restart=restarted, on_failed=failed)
-        loaded = await group.start()
-        try:
-            completed = definition.complete(loaded)
-        except BaseException:
-            await group.stop()
-            raise
-        policy = batching_policy(
-            completed.config,
-            self._max_queue_size,
-            text_tokens=_batch_tokens(definition) if definition.text is not None else 0,
-        )
-        batcher = Batcher(policy, statistics)
-        group.attach(batcher)
+        generation = definition.generation_model
+        if generation is not None:
+            counters = GenerationStatistics(statistics, generation.settings.max_tokens)
+            max_queue = self._max_queue_size if generation.max_queue is None else generation.max_queue
+            generator = EngineGenerator(definition.name, counters, max_queue)
+            running, completed = await self._start_engines(definition, generator, restarted, failed)
+        else:
+            running, completed = await self._start_batches(definition, statistics, restarted, failed)
+        scheduler = running.scheduler
         model = Model(
             name=definition.name,
             version=definition.version,
@@ -90,60 +82,75 @@ class RunningModels:
             max_batch_size=completed.max_batch_size,
             inputs=completed.inputs,
             outputs=completed.outputs,
-            batcher=batcher,
+            batcher=scheduler if isinstance(scheduler, Batcher) else None,
             statistics=statistics,
             text=definition.text,
+            generation=definition.generation,
+            generator=scheduler if isinstance(scheduler, EngineGenerator) else None,
             dimensions=completed.dimensions,
             default=definition.default,
         )
-        holder.append(model)
-        self._groups[model] = group
+        self._running[model] = running
+        holder.append((model, scheduler))
         return model
 
     async def dispose(self, model: Model) -> None:
         """Let the model's admitted requests finish, then end its workers."""
-        group = self._groups.pop(model)
-        await model.batcher.drain(
+        running = self._running.pop(model)
+        await running.scheduler.drain(
             ModelNotReadyError(
                 f"Request for unknown model: '{model.name}' is being unloaded", model=model.name
             )
         )
+        await running.group.stop()
+
+    async def _start_batches(
+        self,
+        definition: ModelDefinition,
+        statistics: ModelStatistics,
+        restarted: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> tuple[_Running, CompletedModel]:
+        """Start the instances of a model that runs batches, and the batcher that feeds them."""
+
+        def create(spec: InstanceSpec, given_up: Callable[[str], None]) -> Instance:
+            return Instance(spec, self._restarts, on_restart=restarted, on_failed=given_up)
+
+        group = WorkerGroup(definition.specs, create, failed)
+        completed = await _start(group, definition)
+        tokens = text_batch_tokens(definition) if definition.text is not None else 0
+        policy = batching_policy(completed.config, self._max_queue_size, text_tokens=tokens)
+        batcher = Batcher(policy, statistics)
+        for instance in group.instances:
+            instance.attach(batcher)
+        return _Running(group, batcher), completed
+
+    async def _start_engines(
+        self,
+        definition: ModelDefinition,
+        generator: EngineGenerator,
+        restarted: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> tuple[_Running, CompletedModel]:
+        """Start the engines of a model that generates text, and have ``generator`` feed them."""
+
+        def create(spec: InstanceSpec, given_up: Callable[[str], None]) -> GenerationInstance:
+            return GenerationInstance(spec, self._restarts, on_restart=restarted, on_failed=given_up)
+
+        group = WorkerGroup(definition.specs, create, failed)
+        completed = await _start(group, definition)
+        for engine in group.instances:
+            generator.attach(engine)
+        return _Running(group, generator), completed
+
+
+async def _start(
+    group: WorkerGroup[Instance] | WorkerGroup[GenerationInstance], definition: ModelDefinition
+) -> CompletedModel:
+    """Start all workers, and complete the definition from what they found; or leave nothing running."""
+    loaded = await group.start()
+    try:
+        return definition.complete(loaded)
+    except BaseException:
         await group.stop()
-
-
-def _batch_tokens(definition: ModelDefinition) -> int:
-    configured = definition.parameters.get("max_batch_tokens")
-    if configured:
-        return int(configured)
-    cuda = any(spec.device.startswith("cuda") for spec in definition.specs)
-    return CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS
-
-
-def batching_policy(config: ModelConfig, max_queue: int, *, text_tokens: int) -> BatchingPolicy:
-    """Translate ``dynamic_batching`` into a policy; ``text_tokens`` > 0 has texts batched by that budget."""
-    dynamic = config.dynamic_batching
-    max_rows = max(1, config.max_batch_size)
-    return BatchingPolicy(
-        max_rows=max_rows,
-        max_tokens=text_tokens,
-        join=config.max_batch_size > 0 and (text_tokens > 0 or config.HasField("dynamic_batching")),
-        # A preferred size equal to the maximum says nothing: the batch is full then anyway.
-        preferred=tuple(sorted(size for size in dynamic.preferred_batch_size if size < max_rows)),
-        delay_us=dynamic.max_queue_delay_microseconds,
-        priority_levels=dynamic.priority_levels,
-        default_level=dynamic.default_priority_level or 1,
-        max_queue=max_queue,
-        queue=_queue_policy(dynamic.default_queue_policy),
-        level_queues=MappingProxyType(
-            {level: _queue_policy(policy) for level, policy in dynamic.priority_queue_policy.items()}
-        ),
-    )
-
-
-def _queue_policy(policy: ModelQueuePolicy) -> QueuePolicy:
-    return QueuePolicy(
-        max_size=policy.max_queue_size,
-        default_timeout_us=policy.default_timeout_microseconds,
-        allow_override=policy.allow_timeout_override,
-        delay=policy.timeout_action == policy.DELAY,
-    )
+        raise

@@ -48,8 +48,12 @@ class ModelFile(NamedTuple):
     filename: str
 
 
-def find_model_file(folder: ModelFolder, version: Path, config: ModelConfig, label: str) -> ModelFile:
+def find_model_file(
+    folder: ModelFolder, version: Path, config: ModelConfig, label: str, *, preferred: str = ""
+) -> ModelFile:
     """Decide runtime and file of a version; ``label`` is what messages call the configuration.
+
+    Where the configuration names no runtime, ``preferred`` is taken if it has a file.
 
     Raises:
         LoadFailedError: there is no file that the runtime could load, or several and none has a known name.
@@ -68,6 +72,8 @@ def find_model_file(folder: ModelFolder, version: Path, config: ModelConfig, lab
         return _model_file(runtime, path, name)
     if runtime and runtime not in _CANDIDATES:
         return ModelFile(runtime, version, "")  # a third party's runtime knows its own files
+    if not runtime and preferred and _present(version, preferred):
+        runtime = preferred
     name = _present(version, runtime)
     if not name:
         wanted = [file for key, files in _CANDIDATES.items() if runtime in ("", key) for file in files]

@@ -106,11 +106,13 @@ class HuggingFaceFolder:
         return found
 
     def pooling(self) -> str:
-        """Return ``mean``, ``cls`` or ``last``; ``mean`` when no file says.
+        """Return ``mean``, ``cls``, ``last`` or ``splade``; ``mean`` when no file says.
 
         Raises:
             LoadFailedError: the model pools in another way.
         """
+        if any(kind == "SpladePooling" for kind, _ in self.modules()):
+            return "splade"
         path = next((path for kind, path in self.modules() if kind == "Pooling"), "1_Pooling")
         config = self.read(f"{path}/{CONFIG}")
         if isinstance(config.get("pooling_mode"), str):
@@ -124,7 +126,7 @@ class HuggingFaceFolder:
         if wanted not in _POOLING_MODES.values():
             raise LoadFailedError(
                 f"{self.folder.name}/{path}/{CONFIG}: pooling {' + '.join(modes) or 'unknown'} is not "
-                "supported; supported are mean, cls and last, which parameter 'pooling' may choose",
+                "supported; supported are mean, cls, last and splade, which parameter 'pooling' may choose",
                 model=self.folder.name,
             )
         return wanted

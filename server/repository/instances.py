@@ -32,17 +32,18 @@ class Instance:
     lone_threads: int = 0
 
 
-def fill_instance_group(config: ModelConfig, machine: Machine) -> None:
+def fill_instance_group(config: ModelConfig, machine: Machine, *, single: bool = False) -> None:
     """Make ``instance_group`` say what will run: names, kinds, counts and devices.
 
     Without one, a machine with CUDA devices runs one instance on each, another ``min(cores, 4)`` on the CPU:
-    a busy CPU does most with as many one-thread instances as it has cores.
+    a busy CPU does most with as many one-thread instances as it has cores. ``single`` has it run one: an
+    engine fills the cores with the sequences of one step.
 
     Raises:
         LoadFailedError: a group asks for devices that are not there.
     """
     if not config.instance_group:
-        count = 1 if machine.gpus else min(machine.cores, MOST_DEFAULT_INSTANCES)
+        count = 1 if machine.gpus or single else min(machine.cores, MOST_DEFAULT_INSTANCES)
         config.instance_group.add(count=count)
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{config.name}_{index}"

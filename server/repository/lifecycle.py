@@ -141,7 +141,7 @@ async def released(references: Sequence[weakref.ref[Model]], seconds: float) -> 
     # The end of an object is no event that could be awaited.
     while alive := [model for reference in references if (model := reference()) is not None]:
         now = loop.time()
-        if any(model.batcher.active for model in alive):
+        if any(model.active for model in alive):
             used = now
         if now - used >= IDLE_SECONDS or now - started >= seconds:
             return

@@ -133,6 +133,7 @@ class TextSettings:
         normalize: whether embeddings are scaled to unit length unless the request says otherwise.
         labels: class names by index; for ``classify`` and ``rerank``.
         multi_label: scores are independent (sigmoid) instead of exclusive (softmax).
+        pooling: how token vectors become one: ``mean``, ``cls``, ``last`` or ``splade``; for ``embed``.
     """
 
     tokenizer: Tokenizer
@@ -142,6 +143,12 @@ class TextSettings:
     normalize: bool = True
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    pooling: str = "mean"
+
+    @property
+    def sparse(self) -> bool:
+        """Whether an embedding has one weight, mostly 0, for each token of the vocabulary."""
+        return self.pooling == "splade"
 
 
 Form = tuple[tuple[Hashable, ...], ...]
@@ -183,7 +190,7 @@ class Model:
     max_batch_size: int
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
-    batcher: Batcher
+    batcher: Batcher | None  # None exactly when the model generates
     statistics: ModelStatistics
     text: TextSettings | None = None
     generation: GenerationSettings | None = None  # set together with ``generator`` for a model that generates
@@ -191,6 +198,20 @@ class Model:
     dimensions: int = 0  # width of an embedding; 0 when the model has none
     default: bool = False  # marked as the default model of its task
     plans: dict[Form, Plan] = field(default_factory=dict)  # written by tensor inference
+
+    @property
+    def active(self) -> int:
+        """Requests that wait or run."""
+        if self.generator is not None:
+            return self.generator.active
+        return self.batcher.active if self.batcher is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """Parts, or requests for text, that wait in the queue."""
+        if self.generator is not None:
+            return self.generator.waiting
+        return self.batcher.waiting if self.batcher is not None else 0
 
     @property
     def batching(self) -> bool:

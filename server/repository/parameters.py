@@ -16,7 +16,7 @@ from headrace.server.errors import LoadFailedError
 from headrace.server.repository.labels import parse_label_list
 from headrace.server.repository.model import Task
 
-POOLINGS: Final = ("mean", "cls", "last")
+POOLINGS: Final = ("mean", "cls", "last", "splade")
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 
@@ -44,6 +44,17 @@ class ModelParameters:
     normalize: bool | None = None
     multi_label: bool | None = None
     default_prompt: str | None = None
+    max_tokens: int | None = None
+    max_sequences: int | None = None
+    max_queue: int | None = None
+    kv_tokens: int | None = None
+    block_tokens: int | None = None
+    step_tokens: int | None = None
+    prefill_tokens: int | None = None
+    prefix_cache: bool | None = None
+    draft_tokens: int | None = None
+    chat_template: str | None = None
+    tool_parser: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -127,6 +138,17 @@ PARSERS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType(
         "normalize": _boolean,
         "multi_label": _boolean,
         "default_prompt": str,
+        "max_tokens": _at_least(2),
+        "max_sequences": _at_least(1),
+        "max_queue": _at_least(0),
+        "kv_tokens": _at_least(1),
+        "block_tokens": _at_least(1),
+        "step_tokens": _at_least(1),
+        "prefill_tokens": _at_least(1),
+        "prefix_cache": _boolean,
+        "draft_tokens": _at_least(0),
+        "chat_template": str,
+        "tool_parser": str,
     }
 )
 """Key → how its text is read; a parser raises ValueError with what it expected."""

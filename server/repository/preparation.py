@@ -15,15 +15,16 @@ from headrace.server.errors import LoadFailedError
 from headrace.server.repository.config import read_config
 from headrace.server.repository.definition import ModelDefinition
 from headrace.server.repository.files import BACKEND_OF, ModelFile, find_model_file
+from headrace.server.repository.generation import GenerationModel, generates, load_generation
 from headrace.server.repository.huggingface import HuggingFaceFolder
-from headrace.server.repository.instances import Machine, fill_instance_group, plan_instances
+from headrace.server.repository.instances import CPU, Machine, fill_instance_group, plan_instances
 from headrace.server.repository.labels import read_label_file
 from headrace.server.repository.layout import ModelFolder
 from headrace.server.repository.model import Task
 from headrace.server.repository.parameters import ModelParameters, read_parameters
 from headrace.server.repository.signature import declared
 from headrace.server.repository.text import SCORES, TextModel, load_text, text_task
-from headrace.server.repository.validation import check_config, ineffective
+from headrace.server.repository.validation import check_config, check_one_answer, ineffective
 
 _DECLARED_BY: frozenset[str] = frozenset({".pt", ".pt2", ".pth"})
 """Files that do not name their tensors, so that the configuration's go along."""
@@ -58,23 +59,30 @@ def prepare(
     warnings = (*parameters.warnings, *ineffective(config, label))
     written = ModelConfig()
     written.CopyFrom(config)
-    fill_instance_group(config, machine)
-    instances = plan_instances(config, parameters, machine, given=bool(written.instance_group))
+    versions = _chosen(config, folder, label)
+    single = any(generates(HuggingFaceFolder(folder, path), config, parameters) for path in versions.values())
+    fill_instance_group(config, machine, single=single)
+    given = single or bool(written.instance_group)
+    instances = plan_instances(config, parameters, machine, given=given)
+    cuda = any(instance.device != CPU for instance in instances)
     labels = _labels(folder, config, label)
     definitions: list[ModelDefinition] = []
-    for number, path in _chosen(config, folder, label).items():
+    for number, path in versions.items():
+        files = HuggingFaceFolder(folder, path)
         own = ModelConfig()
         own.CopyFrom(config)
-        file = find_model_file(folder, path, own, label)
+        generation = _generation_model(files, own, parameters, label, cuda=cuda)
+        preferred = "torch" if cuda and generation is not None else ""
+        file = find_model_file(folder, path, own, label, preferred=preferred)
         own.backend = own.backend or BACKEND_OF.get(file.runtime, file.runtime)
         own.default_model_filename = file.filename
-        text = _text_model(HuggingFaceFolder(folder, path), own, parameters, labels, label)
-        options = _options(own, parameters, file, text)
+        text = None if generation is not None else _text_model(files, own, parameters, labels, label)
+        options = _options(own, parameters, file, has_tensors=text is None and generation is None)
         definitions.append(
             ModelDefinition(
                 name=folder.name,
                 version=number,
-                task=text.task if text is not None else parameters.task or Task.TENSORS,
+                task=_task(parameters, text, generation),
                 config=own,
                 written=written,
                 label=label,
@@ -89,12 +97,14 @@ def prepare(
                         lone_threads=instance.lone_threads,
                         options=options,
                         text=text.spec if text is not None else None,
+                        generation=generation.spec if generation is not None else None,
                     )
                     for instance in instances
                 ),
                 parameters={key: value.string_value for key, value in config.parameters.items()},
                 labels=_output_labels(own, labels, parameters, text),
                 text_model=text,
+                generation_model=generation,
                 default=parameters.default,
                 dynamic_batching=parameters.dynamic_batching,
                 warnings=warnings,
@@ -144,6 +154,21 @@ def _labels(folder: ModelFolder, config: ModelConfig, label: str) -> dict[str, t
     return labels
 
 
+def _task(parameters: ModelParameters, text: TextModel | None, generation: GenerationModel | None) -> Task:
+    if generation is not None:
+        return Task.GENERATE
+    return text.task if text is not None else parameters.task or Task.TENSORS
+
+
+def _generation_model(
+    files: HuggingFaceFolder, config: ModelConfig, parameters: ModelParameters, label: str, *, cuda: bool
+) -> GenerationModel | None:
+    if generates(files, config, parameters):
+        return load_generation(files, parameters, label, cuda=cuda)
+    check_one_answer(config, label)
+    return None
+
+
 def _text_model(
     files: HuggingFaceFolder,
     config: ModelConfig,
@@ -172,13 +197,16 @@ def _output_labels(
 
 
 def _options(
-    config: ModelConfig, parameters: ModelParameters, file: ModelFile, text: TextModel | None
+    config: ModelConfig, parameters: ModelParameters, file: ModelFile, *, has_tensors: bool
 ) -> dict[str, str]:
-    """Return what the runtime gets: its own parameters, and the fields of the configuration it asks for."""
+    """Return what the runtime gets: its own parameters, and the fields of the configuration it asks for.
+
+    ``has_tensors`` says that the configured tensors are the model's own, not those of texts.
+    """
     options = dict(parameters.options)
     if config.optimization.HasField("graph"):
         options.setdefault("optimization.graph.level", str(config.optimization.graph.level))
-    if text is None and file.path.suffix in _DECLARED_BY:
+    if has_tensors and file.path.suffix in _DECLARED_BY:
         batching = config.max_batch_size > 0
         if config.input:
             options.setdefault("inputs", _json(declared(config.input, batching=batching)))

@@ -108,7 +108,7 @@ def load_text(
         LoadFailedError: a file is missing or wrong, or a parameter does not fit the files.
     """
     head = "embed" if task is Task.EMBED else "classify"
-    tokenizer, pad_id = _load_tokenizer(files)
+    tokenizer, pad_id = load_tokenizer(files)
     config = files.read(CONFIG)
     names = parameters.labels or labels
     if not names and head == "classify" and "id2label" in config:
@@ -137,6 +137,7 @@ def load_text(
         normalize=parameters.normalize is not False,
         labels=names if head == "classify" else (),
         multi_label=multi_label,
+        pooling=pooling,
     )
     return TextModel(task, settings, TextSpec(head=head, pooling=pooling, pad_id=pad_id), width)
 
@@ -164,7 +165,7 @@ def _task_of_files(files: HuggingFaceFolder) -> Task:
 
 def _check_modules(files: HuggingFaceFolder) -> None:
     for kind, path in files.modules():
-        if kind not in {"Transformer", "Pooling", "Normalize"}:
+        if kind not in {"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Normalize"}:
             raise LoadFailedError(
                 f"{files.folder.name}/modules.json: module {kind} ('{path}') changes the embeddings and is "
                 "not supported; export the whole pipeline as one ONNX model",
@@ -172,7 +173,7 @@ def _check_modules(files: HuggingFaceFolder) -> None:
             )
 
 
-def _load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:
+def load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:
     """Return the tokeniser without padding and truncation, and the id that pads."""
     path = files.find(TOKENIZER)
     if path is None:

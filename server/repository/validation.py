@@ -57,6 +57,17 @@ def check_completed(config: ModelConfig, label: str) -> None:
     _refuse(config, label, list(_preferred(config)))
 
 
+def check_one_answer(config: ModelConfig, label: str) -> None:
+    """Refuse a model that may answer any number of times, where it is none that generates text.
+
+    Raises:
+        LoadFailedError: with the field.
+    """
+    if config.model_transaction_policy.decoupled:
+        text = "this server supports decoupled models for task 'generate' only"
+        _refuse(config, label, [Problem("model_transaction_policy.decoupled", text)])
+
+
 def _refuse(config: ModelConfig, label: str, problems: list[Problem]) -> None:
     if problems:
         lines = [f"{label}: {field}: {text}" for field, text in problems]
@@ -80,8 +91,6 @@ def _general(config: ModelConfig) -> Iterator[Problem]:
     for field, _ in config.ListFields():
         if field.name in UNSUPPORTED:
             yield Problem(field.name, f"this server does not support it; model '{name}' cannot be served")
-    if config.model_transaction_policy.decoupled:
-        yield Problem("model_transaction_policy.decoupled", "this server does not support decoupled models")
     if config.max_batch_size < 0:
         yield Problem("max_batch_size", f"'max_batch_size' must be non-negative value for {name}")
     if config.default_model_filename and not is_inside(config.default_model_filename):

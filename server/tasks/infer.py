@@ -8,6 +8,7 @@ from headrace.runtimes.datatypes import BYTES
 from headrace.server.errors import ExecutionFailedError, QueueFullError
 from headrace.server.repository.model import Form, Plan
 from headrace.server.scheduling.work import Part, PartInput, PartResult
+from headrace.server.tasks.batching import batcher_of
 from headrace.server.tasks.infer_names import request_prefix
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
 from headrace.server.tasks.infer_text import infer_text
@@ -18,6 +19,7 @@ from headrace.server.tasks.top_classes import top_classes
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model, ModelTensor
+    from headrace.server.scheduling.batcher import Batcher
     from headrace.server.tasks.tensors import InferRequest
     from headrace.server.tasks.tokenization import Tokenizing
 
@@ -40,8 +42,10 @@ async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> 
     Raises:
         InvalidTensorError: the inputs do not fit the model.
         InvalidArgumentError: the outputs do not.
+        UnsupportedError: the model generates text.
         HeadraceError: whatever the batcher raises.
     """
+    batcher = batcher_of(model)
     form = _form(request)
     plan = model.plans.get(form) if form is not None else None
     if plan is None:
@@ -56,7 +60,7 @@ async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> 
         if model.text is not None:
             result = await infer_text(tokenizing, model, request.inputs[plan.inputs[0][0]])
         else:
-            result = await _run(model, request, plan)
+            result = await _run(batcher, model, request, plan)
     except QueueFullError as error:
         raise QueueFullError(request_prefix(request.id) + error.message, **error.metadata) from error
     outputs = [_output(model, spec, result) for spec in specs]
@@ -111,7 +115,7 @@ def _plan(model: Model, request: InferRequest, checked: Checked) -> Plan:
     return Plan(inputs, checked.rows, key, outputs, answer)
 
 
-async def _run(model: Model, request: InferRequest, plan: Plan) -> PartResult:
+async def _run(batcher: Batcher, model: Model, request: InferRequest, plan: Plan) -> PartResult:
     given = request.inputs
     inputs = [
         PartInput(given[index].name, given[index].datatype, shape, given[index].data)
@@ -125,7 +129,7 @@ async def _run(model: Model, request: InferRequest, plan: Plan) -> PartResult:
         ]
     else:
         parts = [Part(inputs, outputs=plan.outputs, rows=plan.rows, key=plan.key)]
-    results = await model.batcher.run(parts, priority=request.priority, timeout_us=request.timeout_us)
+    results = await batcher.run(parts, priority=request.priority, timeout_us=request.timeout_us)
     return results[0] if len(results) == 1 else join_rows(results)
 
 

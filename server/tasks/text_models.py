@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.server.errors import InputEmptyError, TaskNotSupportedError
 from headrace.server.scheduling.work import Part, PartInput
+from headrace.server.tasks.batching import batcher_of
 from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def text_settings(model: Model, fits: bool, purpose: str) -> TextSettings:
     if fits and model.text is not None:
         return model.text
     reason = f"its task is {model.task.value}" if not fits else "it takes tensors, not text"
+    if model.generation is not None:
+        reason = "it generates text: use /v1/chat/completions, /v1/completions or GenerationService"
     raise TaskNotSupportedError(
         f"model '{model.name}' is not {purpose}, {reason}", model=model.name, task=model.task.value
     )
@@ -112,6 +115,7 @@ async def run_texts(
     settings = text_settings(model, fits=True, purpose="a text model")
     if not texts:
         raise InputEmptyError("`inputs` cannot be empty", field="inputs")
+    batcher = batcher_of(model)
     started = time.monotonic_ns()
     tokens = await tokenizing.tokenize(
         settings, texts, truncate=truncate is not False, direction=direction, prompt=prompt
@@ -121,7 +125,7 @@ async def run_texts(
     data: list[bytes] = []
     timings = Timings(tokenization_ns=tokenized - started)
     for start in range(0, len(parts), MAX_PARTS):
-        results = await model.batcher.run(parts[start : start + MAX_PARTS])
+        results = await batcher.run(parts[start : start + MAX_PARTS])
         data += [result[output].data for result in results]
         pending = parts[start].pending
         if pending is not None:

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from headrace.server.telemetry.exposition import cumulative
+from headrace.server.telemetry.generation_metrics import generation_families
+
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
     from headrace.server.telemetry.requests import RequestMetrics
-    from headrace.server.telemetry.statistics import Histogram, ModelStatistics
+    from headrace.server.telemetry.statistics import ModelStatistics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -89,11 +92,13 @@ class Metrics:
         for labels, series in self._requests.series.items():
             for code, count in series.codes.items():
                 requests.add_metric((*labels, code), count)
-            durations.add_metric(labels, _buckets(series.durations), series.durations.total)
+            durations.add_metric(labels, cumulative(series.durations), series.durations.total)
         active = GaugeMetricFamily("headrace_requests_active", "RPCs under way")
         active.add_metric((), self._requests.active)
         yield from (requests, durations, active)
-        yield from _model_families(self._models())
+        models = self._models()
+        yield from _model_families(models)
+        yield from generation_families(models)
 
 
 def _model_families(models: Sequence[Model]) -> Iterable[Metric]:
@@ -119,22 +124,12 @@ def _model_families(models: Sequence[Model]) -> Iterable[Metric]:
             (compute, statistics.compute_seconds),
             (rows, statistics.batch_rows),
         ):
-            family.add_metric(labels, _buckets(histogram), histogram.total)
+            family.add_metric(labels, cumulative(histogram), histogram.total)
         for reason, count in statistics.close_reasons.items():
             closed.add_metric((*labels, reason), count)
-        waiting.add_metric(labels, model.batcher.waiting)
+        waiting.add_metric(labels, model.waiting)
         restarts.add_metric(labels, statistics.restarts)
     return queue, compute, rows, closed, waiting, restarts
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Turn counts per bucket into Prometheus' cumulative ones."""
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    return buckets
 
 
 def _triton(models: Sequence[Model]) -> Iterator[str]:

@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from headrace.runtimes import wire
 from headrace.runtimes.base import InstanceSpec
-from headrace.server.scheduling.batcher import Batcher
-from headrace.server.workers.instance import Instance, RestartPolicy
 
 
-class WorkerGroup:
-    """Starts, feeds and stops the worker processes of a model version.
+class Startable(Protocol):
+    """An instance of any kind."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker, 0 when there is none."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker can take work."""
+
+    async def start(self) -> wire.Loaded:
+        """Spawn the worker and load the model."""
+
+    async def stop(self) -> None:
+        """End the worker."""
+
+
+InstanceT = TypeVar("InstanceT", bound=Startable)
+
+
+class WorkerGroup(Generic[InstanceT]):
+    """Starts and stops the worker processes of a model version.
 
     Args:
         specs: one per instance, at least one.
-        restarts: when dead workers are started again.
-        on_restart: called at every restart of any worker.
+        create: makes the instance for a spec; it calls its second argument, with the reason, when the
+            instance is given up.
         on_failed: called with the reason when no instance is left that could be restarted.
     """
 
     def __init__(
         self,
         specs: Sequence[InstanceSpec],
-        restarts: RestartPolicy,
-        *,
-        on_restart: Callable[[], None],
+        create: Callable[[InstanceSpec, Callable[[str], None]], InstanceT],
         on_failed: Callable[[str], None],
     ) -> None:
         self._on_failed = on_failed
         self._alive = len(specs)
-        self.instances = [
-            Instance(spec, restarts, on_restart=on_restart, on_failed=self._instance_failed) for spec in specs
-        ]
+        self.instances = [create(spec, self._instance_failed) for spec in specs]
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the running workers."""
-        return [instance.pid for instance in self.instances if instance.slots]
+        return [instance.pid for instance in self.instances if instance.ready]
 
     async def start(self) -> wire.Loaded:
         """Start all workers at once: importing a framework takes longer than anything else they do.
@@ -56,12 +72,6 @@ class WorkerGroup:
             await self.stop()
             raise
         return starts[0].result()
-
-    def attach(self, batcher: Batcher) -> None:
-        """Let ``batcher`` feed the instances."""
-        for instance in self.instances:
-            instance.sink = batcher
-            batcher.attach(instance)
 
     async def stop(self) -> None:
         """End all workers after the batches they have."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import structlog
+import msgspec
 
 from headrace.runtimes import wire
 from headrace.server.errors import (
@@ -16,34 +13,16 @@ from headrace.server.errors import (
     ExecutionFailedError,
     HeadraceError,
     InvalidTensorError,
-    LoadFailedError,
-    WorkerCrashedError,
 )
 from headrace.server.scheduling.batch import chunks, layout
-from headrace.server.workers.process import WorkerProcess
+from headrace.server.workers.supervised import RestartPolicy, SupervisedWorker
 
 if TYPE_CHECKING:
     from headrace.runtimes.base import InstanceSpec
     from headrace.server.scheduling.batch import Batch
+    from headrace.server.scheduling.batcher import Batcher
 
-log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """When a dead worker is started again.
-
-    Attributes:
-        initial_seconds: wait before the first restart; doubles with each further one.
-        max_seconds: longest wait between restarts.
-        attempts: restarts in a row that may fail before the instance is given up.
-        healthy_seconds: a worker that lived this long counts as recovered.
-    """
-
-    initial_seconds: float = 0.1
-    max_seconds: float = 10.0
-    attempts: int = 5
-    healthy_seconds: float = 30.0
+_REPLIES: Final = msgspec.msgpack.Decoder(wire.Reply)
 
 
 class BatchSink(Protocol):
@@ -81,19 +60,20 @@ class Instance:
         on_failed: Callable[[str], None],
     ) -> None:
         self.spec = spec
-        self.sink: BatchSink | None = None
-        self._restarts = restarts
-        self._on_restart = on_restart
-        self._on_failed = on_failed
-        self._process: WorkerProcess | None = None
+        self._sink: BatchSink | None = None
+        self._worker: SupervisedWorker[wire.Executed | wire.Failed] = SupervisedWorker(
+            spec,
+            restarts,
+            _REPLIES,
+            on_reply=self._reply,
+            on_ready=self._ready,
+            on_death=self._died,
+            on_restart=on_restart,
+            on_failed=on_failed,
+        )
         self._running: dict[int, tuple[Batch, int]] = {}  # id → (batch, slot), oldest first
         self._free = list(range(wire.SLOTS))
         self._next_id = 0
-        self._ready = False
-        self._stopping = False
-        self._restart: asyncio.Task[None] | None = None
-        self._started = 0.0
-        self._failures = 0
 
     @property
     def batches(self) -> int:
@@ -103,7 +83,7 @@ class Instance:
     @property
     def slots(self) -> int:
         """Batches the worker can hold now; 0 while it is not running."""
-        return wire.SLOTS if self._ready else 0
+        return wire.SLOTS if self._worker.ready else 0
 
     @property
     def lone_capable(self) -> bool:
@@ -111,9 +91,14 @@ class Instance:
         return self.spec.lone_threads > self.spec.threads
 
     @property
+    def ready(self) -> bool:
+        """Whether the worker can take batches."""
+        return self._worker.ready
+
+    @property
     def pid(self) -> int:
         """Process id of the worker, 0 when there is none."""
-        return self._process.pid if self._process else 0
+        return self._worker.pid
 
     async def start(self) -> wire.Loaded:
         """Spawn the worker and load the model.
@@ -121,30 +106,23 @@ class Instance:
         Raises:
             LoadFailedError: with the worker's reason.
         """
-        process = WorkerProcess(self._reply, self._exited)
-        self._process = process
-        loaded = await process.start(self.spec)
-        self._ready = True
-        self._started = time.monotonic()
-        if self.sink is not None:
-            self.sink.schedule()
-        return loaded
+        return await self._worker.start()
 
     async def stop(self) -> None:
         """End the worker after the batches it has, and do not restart it."""
-        self._stopping = True
-        self._ready = False
-        if self._restart is not None:
-            self._restart.cancel()
-        if self._process is not None:
-            await self._process.stop()
+        await self._worker.stop()
+
+    def attach(self, batcher: Batcher) -> None:
+        """Let ``batcher`` feed this instance."""
+        self._sink = batcher
+        batcher.attach(self)
 
     # Executor, for the batcher.
 
     def send(self, batch: Batch) -> None:
         """Lay the batch out and write it to the worker."""
-        process = self._process
-        if process is None or not self._ready:
+        process = self._worker.process
+        if process is None or not self._worker.ready:
             msg = "a batch was sent to an instance without a worker"
             raise RuntimeError(msg)
         self._next_id += 1
@@ -166,66 +144,42 @@ class Instance:
 
     def cancel(self, batch: Batch) -> None:
         """Tell the worker to give up a batch, if it is this instance's."""
-        if self._process is not None and batch.id in self._running and self._running[batch.id][0] is batch:
-            self._process.cancel(batch.id)
+        process = self._worker.process
+        if process is not None and batch.id in self._running and self._running[batch.id][0] is batch:
+            process.cancel(batch.id)
 
-    # Callbacks of the process.
+    # Callbacks of the worker.
 
     def _reply(self, reply: wire.Executed | wire.Failed) -> None:
         entry = self._running.pop(reply.batch, None)
-        if entry is None or self.sink is None or self._process is None:
+        process = self._worker.process
+        if entry is None or self._sink is None or process is None:
             return
         batch, slot = entry
         self._free.append(slot)
         if isinstance(reply, wire.Executed):
             block = (
-                memoryview(reply.block)
-                if reply.block is not None
-                else self._process.outputs[slot].view(reply.size)
+                memoryview(reply.block) if reply.block is not None else process.outputs[slot].view(reply.size)
             )
-            self._failures = 0
-            self.sink.executed(batch, reply, block)
+            self._worker.worked()
+            self._sink.executed(batch, reply, block)
             return
-        self.sink.failed(batch, _error(reply))
+        self._sink.failed(batch, _error(reply))
 
-    def _exited(self, reason: str) -> None:
-        was_ready, self._ready = self._ready, False
+    def _ready(self) -> None:
+        if self._sink is not None:
+            self._sink.schedule()
+
+    def _died(self) -> int:
         running, self._running = self._running, {}
         self._free = list(range(wire.SLOTS))
-        report = log.info if self._stopping else log.error
-        report("worker ended", model=self.spec.model, pid=self.pid, reason=reason, in_flight=len(running))
-        if self.sink is not None:
+        if self._sink is not None:
             batches = [entry[0] for entry in running.values()]
-            error = WorkerCrashedError(
-                f"the worker process of model '{self.spec.model}' ended while it ran this request; "
-                "it is being restarted, the request may be sent again",
-                model=self.spec.model,
-            )
             for batch in batches[:1]:
-                self.sink.failed(batch, error)
+                self._sink.failed(batch, self._worker.crashed())
             for batch in batches[1:]:  # they were waiting in its socket
-                self.sink.returned(batch)
-        if was_ready and not self._stopping:
-            if time.monotonic() - self._started > self._restarts.healthy_seconds:
-                self._failures = 0
-            self._restart = asyncio.get_running_loop().create_task(self._recover())
-
-    async def _recover(self) -> None:
-        while True:
-            policy = self._restarts
-            await asyncio.sleep(min(policy.max_seconds, policy.initial_seconds * 2**self._failures))
-            self._failures += 1
-            if self._failures > policy.attempts:
-                self._on_failed(f"the worker process died {self._failures} times in a row")
-                return
-            self._on_restart()
-            try:
-                await self.start()
-            except LoadFailedError as error:
-                log.warning("worker restart failed", model=self.spec.model, reason=error.message)
-            else:
-                log.info("worker restarted", model=self.spec.model, pid=self.pid)
-                return
+                self._sink.returned(batch)
+        return len(running)
 
 
 def _error(reply: wire.Failed) -> HeadraceError:

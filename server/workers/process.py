@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Generic, TypeVar, cast
 
 import msgspec
 import structlog
@@ -25,22 +25,29 @@ from headrace.server.errors import LoadFailedError
 
 log = structlog.get_logger(__name__)
 
-_REPLIES: Final = msgspec.msgpack.Decoder(wire.Reply)
 _STOP_SECONDS: Final = 10.0
 _BUFFER_BYTES: Final = 1 << 20
 
 
-class WorkerProcess(asyncio.Protocol):
+ReplyT = TypeVar("ReplyT")
+
+
+class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
     """A running worker.
 
     Args:
+        replies: decodes its messages: the answers to ``wire.Load``, and those that it sends afterwards.
         on_reply: called with every message after the worker has loaded.
         on_exit: called once, when the data socket closes, with what is known of the reason.
     """
 
     def __init__(
-        self, on_reply: Callable[[wire.Executed | wire.Failed], None], on_exit: Callable[[str], None]
+        self,
+        replies: msgspec.msgpack.Decoder[wire.Loaded | wire.LoadFailed | ReplyT],
+        on_reply: Callable[[ReplyT], None],
+        on_exit: Callable[[str], None],
     ) -> None:
+        self._replies = replies
         self._on_reply = on_reply
         self._on_exit = on_exit
         self._received = bytearray()
@@ -111,8 +118,10 @@ class WorkerProcess(asyncio.Protocol):
         """Close the sockets, which ends the child after its batch, and reap it; kill it if it does not go."""
         if self._transport is not None:
             self._transport.close()
-        await self._reap(_STOP_SECONDS)
-        self._close()
+        try:
+            await self._reap(_STOP_SECONDS)
+        finally:
+            self._close()
 
     def kill(self) -> None:
         """End the child at once; :attr:`on_exit` follows."""
@@ -135,7 +144,7 @@ class WorkerProcess(asyncio.Protocol):
             end = body + wire.frame_size(memoryview(buffer)[start:body])
             if len(buffer) < end:
                 break
-            reply = _REPLIES.decode(memoryview(buffer)[body:end])
+            reply = self._replies.decode(memoryview(buffer)[body:end])
             start = end
             self._take(reply)
         if start:
@@ -146,24 +155,25 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = None
         self._loop.create_task(self._report(exc))
 
-    def _take(self, reply: wire.Reply) -> None:
-        match reply:
-            case wire.Executed() | wire.Failed():
-                self._on_reply(reply)
-            case wire.Loaded():
-                if not self._loaded.done():
-                    self._loaded.set_result(reply)
-            case wire.LoadFailed():
-                if not self._loaded.done():
-                    self._loaded.set_exception(LoadFailedError(reply.message))
+    def _take(self, reply: wire.Loaded | wire.LoadFailed | ReplyT) -> None:
+        if isinstance(reply, wire.Loaded):
+            if not self._loaded.done():
+                self._loaded.set_result(reply)
+        elif isinstance(reply, wire.LoadFailed):
+            if not self._loaded.done():
+                self._loaded.set_exception(LoadFailedError(reply.message))
+        else:
+            self._on_reply(reply)
 
     async def _report(self, exc: Exception | None) -> None:
         self._on_exit("connection closed" if exc is None else str(exc))
-        code = await self._reap(_STOP_SECONDS)
+        try:
+            code = await self._reap(_STOP_SECONDS)
+        finally:  # the server may end before the child was reaped
+            self._close()
         reason = f"the worker process ended ({_describe(code)})"
         if not self._loaded.done():
             self._loaded.set_exception(LoadFailedError(f"{reason} while it loaded the model"))
-        self._close()
         self._gone.set()
 
     async def _reap(self, seconds: float) -> int | None:

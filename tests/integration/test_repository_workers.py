@@ -23,7 +23,8 @@ from headrace.server.repository.factory import RunningModels
 from headrace.server.repository.model import Task
 from headrace.server.repository.registry import Repository
 from headrace.server.scheduling.work import Part, PartInput
-from headrace.server.workers.instance import RestartPolicy
+from headrace.server.tasks.batching import batcher_of
+from headrace.server.workers.supervised import RestartPolicy
 
 NO_RESTARTS = RestartPolicy(attempts=0)
 
@@ -58,7 +59,7 @@ async def addsub(repository: Repository, value: int) -> bool:
     left, right = np.full((1, 16), value, np.int32), np.arange(16, dtype=np.int32).reshape(1, 16)
     inputs = [PartInput(f"INPUT{i}", "INT32", (1, 16), x.tobytes()) for i, x in enumerate((left, right))]
     await asyncio.sleep(0.001)  # what tokenising would take: the model may be replaced meanwhile
-    (result,) = await model.batcher.run([Part(inputs, key="addsub")])
+    (result,) = await batcher_of(model).run([Part(inputs, key="addsub")])
     return bool((np.frombuffer(result["OUTPUT0"].data, np.int32) == (left + right).ravel()).all())
 
 
@@ -97,7 +98,7 @@ async def test_unload_lets_running_requests_finish(identity_repository: Path) ->
         shape = (1, *dims) if model.batching else tuple(dims)
         data = np.ones(shape, np.float32).tobytes()
         part = Part([PartInput(spec.name, spec.datatype, shape, data)], key="slow")
-        running = asyncio.create_task(model.batcher.run([part]))
+        running = asyncio.create_task(batcher_of(model).run([part]))
         await until(lambda: part.batch is not None)
         del model
         await repository.unload("slow")
@@ -206,7 +207,7 @@ async def embed(model: Any, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float
         PartInput("token_ids", "INT32", (count,), np.asarray(ids, np.int32).tobytes()),
         PartInput("lengths", "INT32", (1,), count.to_bytes(4, "little")),
     ]
-    (result,) = await model.batcher.run([Part(inputs, outputs=("embedding",), tokens=count, key="embed")])
+    (result,) = await batcher_of(model).run([Part(inputs, outputs=("embedding",), tokens=count, key="embed")])
     return np.frombuffer(result["embedding"].data, np.float32)
 
 
@@ -248,6 +249,6 @@ async def test_reshaped_tensors_reach_the_model_in_its_own_shape(tmp_path: Path)
             PartInput(spec.name, spec.datatype, spec.model_shape(given[spec.name], batching=True), data)
             for spec in model.inputs
         ]
-        (result,) = await model.batcher.run([Part(inputs, outputs=("OUTPUT0",), rows=2, key="reshaped")])
+        (result,) = await batcher_of(model).run([Part(inputs, outputs=("OUTPUT0",), rows=2, key="reshaped")])
         assert result["OUTPUT0"].shape == (2, 16)
         assert model.outputs[0].caller_shape(result["OUTPUT0"].shape, batching=True) == (2, 2, 8)

@@ -20,7 +20,8 @@ from headrace.server.scheduling.policy import BatchingPolicy
 from headrace.server.scheduling.work import Part, PartInput
 from headrace.server.telemetry.statistics import ModelStatistics
 from headrace.server.workers.group import WorkerGroup
-from headrace.server.workers.instance import RestartPolicy
+from headrace.server.workers.instance import Instance
+from headrace.server.workers.supervised import RestartPolicy
 
 FAST = RestartPolicy(initial_seconds=0.01, attempts=3)
 
@@ -28,7 +29,7 @@ FAST = RestartPolicy(initial_seconds=0.01, attempts=3)
 class Served:
     """A running group and its batcher."""
 
-    def __init__(self, group: WorkerGroup, batcher: Batcher, failures: list[str]) -> None:
+    def __init__(self, group: WorkerGroup[Instance], batcher: Batcher, failures: list[str]) -> None:
         self.group = group
         self.batcher = batcher
         self.failures = failures
@@ -50,10 +51,15 @@ async def serve(
     failures: list[str] = []
     statistics = ModelStatistics()
     spec = InstanceSpec(model=path.parent.name, runtime="onnx", path=str(path))
-    group = WorkerGroup([spec] * count, restarts, on_restart=lambda: None, on_failed=failures.append)
+
+    def create(spec: InstanceSpec, failed: Callable[[str], None]) -> Instance:
+        return Instance(spec, restarts, on_restart=lambda: None, on_failed=failed)
+
+    group = WorkerGroup([spec] * count, create, failures.append)
     await group.start()
     batcher = Batcher(BatchingPolicy(max_rows=max_rows, join=max_rows > 1, max_queue=20_000), statistics)
-    group.attach(batcher)
+    for instance in group.instances:
+        instance.attach(batcher)
     try:
         yield Served(group, batcher, failures)
     finally:
@@ -106,7 +112,11 @@ async def test_a_worker_that_keeps_dying_is_given_up_with_a_reason(demo_reposito
 async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"this is not a graph")
     spec = InstanceSpec(model="broken", runtime="onnx", path=str(tmp_path))
-    group = WorkerGroup([spec], FAST, on_restart=lambda: None, on_failed=lambda _: None)
+    group = WorkerGroup(
+        [spec],
+        lambda spec, failed: Instance(spec, FAST, on_restart=lambda: None, on_failed=failed),
+        lambda _: None,
+    )
     with pytest.raises(LoadFailedError) as raised:
         await group.start()
     assert "model.onnx" in raised.value.message or "protobuf" in raised.value.message.lower()

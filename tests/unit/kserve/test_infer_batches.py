@@ -242,7 +242,7 @@ async def test_cancelled_requests_never_run(models: Models, tokenizing: Tokenizi
     await asyncio.gather(*tasks[:2])
     await asyncio.sleep(0.01)
     assert len(instance.shapes) == 2
-    assert model.batcher.active == 0
+    assert model.active == 0
 
 
 async def test_large_requests_are_checked_in_a_thread(models: Models, tokenizing: Tokenizing) -> None:

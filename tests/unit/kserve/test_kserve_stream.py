@@ -46,7 +46,7 @@ async def test_answers_are_in_the_order_of_the_requests(models: Models, wire: Wi
     names = ["late", "simple", "nope", "late", "simple"]
     messages = [request(str(number), model) for number, model in enumerate(names)]
     call = wire.grpc.ModelStreamInfer(stream(*messages))
-    while not models.instances["simple"].shapes or slow.batcher.active < 2:
+    while not models.instances["simple"].shapes or slow.active < 2:
         await asyncio.sleep(0.001)  # all are under way although the first has no answer yet
     late.release()
     answers = [answer async for answer in call]
@@ -120,12 +120,12 @@ async def test_cancelling_the_stream_withdraws_what_waits(models: Models, wire: 
     instance = models.instances["simple"]
     instance.open = False
     call = wire.grpc.ModelStreamInfer(stream(*(request(str(n), rows=8) for n in range(6))))
-    while model.batcher.active < 6:
+    while model.active < 6:
         await asyncio.sleep(0.001)
     call.cancel()
-    while model.batcher.active:
+    while model.active:
         await asyncio.sleep(0.001)
-    assert model.batcher.waiting == 0
+    assert model.waiting == 0
     instance.release()
     assert len(instance.shapes) == 2  # the two that the instance had
 

@@ -166,6 +166,7 @@ class InProcessModels:
         return model
 
     async def dispose(self, model: Model) -> None:
+        assert model.batcher is not None
         await model.batcher.drain(ModelNotReadyError("gone"))
         self.disposed.append(model)
 

@@ -80,7 +80,7 @@ def test_the_architecture_tells_the_task(
 
 
 @pytest.mark.parametrize(
-    "architecture", ["GPT2LMHeadModel", "LlamaForCausalLM", "BertForTokenClassification"]
+    "architecture", ["T5ForConditionalGeneration", "GPT2DoubleHeadsModel", "BertForTokenClassification"]
 )
 def test_other_architectures_need_a_task(models_of: Any, architecture: str) -> None:
     models_of.text("m", {"config.json": {"architectures": [architecture]}})

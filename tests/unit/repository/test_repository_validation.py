@@ -6,7 +6,7 @@ import pytest
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.config import parse_text
 from headrace.server.repository.parameters import read_parameters
-from headrace.server.repository.validation import check_completed, check_config, ineffective
+from headrace.server.repository.validation import check_completed, check_config, check_one_answer, ineffective
 
 GOOD = 'name: "m" input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } output { name: "y" data_type: TYPE_FP32 dims: [ -1 ] } '
 
@@ -45,7 +45,6 @@ def problems(text: str) -> list[str]:
         ('output { name: "y" data_type: TYPE_FP32 dims: [1] label_filename: "/etc/passwd" }', "F: output 'y'.label_filename: '/etc/passwd' leads out of the model's folder"),
         ("ensemble_scheduling { }", "F: ensemble_scheduling: this server does not support it; model 'm' cannot be served"),
         ("sequence_batching { }", "F: sequence_batching: this server does not support it; model 'm' cannot be served"),
-        ("model_transaction_policy { decoupled: true }", "F: model_transaction_policy.decoupled: this server does not support decoupled models"),
     ],
 )  # fmt: skip
 def test_each_mistake_names_file_and_field(text: str, message: str) -> None:
@@ -66,6 +65,14 @@ def test_preferred_sizes_wait_for_the_completed_batch_size() -> None:
     config.max_batch_size = 4
     with pytest.raises(LoadFailedError, match="16 is more than 4"):
         check_completed(config, "F")
+
+
+def test_only_models_that_generate_may_answer_more_than_once() -> None:
+    config = parse_text("model_transaction_policy { decoupled: true }", "F")
+    with pytest.raises(LoadFailedError, match="decoupled: this server supports decoupled models for task"):
+        check_one_answer(config, "F")
+    check_config(config, "F")
+    check_one_answer(parse_text("", "F"), "F")
 
 
 def test_fields_without_effect_are_warned_of() -> None:
@@ -102,8 +109,8 @@ def test_parameters_are_typed_and_the_rest_goes_to_the_runtime() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("task", "sing", "expected tensors, embed, classify, rerank, predict"),
-        ("pooling", "max", "expected mean or cls or last"),
+        ("task", "sing", "expected tensors, embed, classify, rerank, predict, generate"),
+        ("pooling", "max", "expected mean or cls or last or splade"),
         ("default", "perhaps", "expected true or false"),
         ("max_sequence_length", "0", "expected a whole number of at least 1"),
         ("max_batch_tokens", "many", "expected a whole number of at least 1"),
