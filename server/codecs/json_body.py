@@ -33,20 +33,25 @@ def parse(body: bytes) -> Any:
         ) from None
 
 
-def decode(body: bytes, shape: type[Body]) -> Body:
+def decode(body: bytes, shape: type[Body], *, strict: bool = True) -> Body:
     """Parse JSON text into a ``msgspec`` structure; fields that it does not have are ignored.
+
+    Args:
+        body: JSON text.
+        shape: the structure.
+        strict: take no number in quotes, no whole float for an integer, no 0 and 1 for a boolean.
 
     Raises:
         InvalidJsonError: the text is not JSON (``offset`` in the metadata), or a field is missing or has the
             wrong type (``field`` in the metadata).
     """
-    return convert(parse(body), shape)
+    return convert(parse(body), shape, strict=strict)
 
 
-def convert(value: Any, shape: type[Body]) -> Body:
+def convert(value: Any, shape: type[Body], *, strict: bool = True) -> Body:
     """Check a parsed value against a ``msgspec`` structure; see :func:`decode`."""
     try:
-        return msgspec.convert(value, shape)
+        return msgspec.convert(value, shape, strict=strict)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
 

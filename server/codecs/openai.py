@@ -43,8 +43,10 @@ def embeddings_json(data: bytes, model: str, token_counts: Sequence[int]) -> byt
 def model_card(identifier: str, model: Model, created: int) -> dict[str, Any]:
     """Describe a model as vLLM does, which includes OpenAI's four fields.
 
-    ``max_model_len`` is the longest input in tokens, null for a model that takes no text.
+    ``max_model_len`` is the longest input in tokens (of a model that generates: and its output), null
+    for a model that takes no text.
     """
+    text = model.generation or model.text
     permission = {
         "id": f"modelperm-{identifier}",
         "object": "model_permission",
@@ -66,7 +68,7 @@ def model_card(identifier: str, model: Model, created: int) -> dict[str, Any]:
         "owned_by": "headrace",
         "root": model.name,
         "parent": None,
-        "max_model_len": model.text.max_tokens if model.text is not None else None,
+        "max_model_len": None if text is None else text.max_tokens,
         "permission": [permission],
     }
 

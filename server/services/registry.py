@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
@@ -16,19 +17,33 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message_factory import GetMessageClass
 
 from headrace.kserve.v2 import grpc_service_pb2
-from headrace.rest.v1 import kserve_pb2, oicm_pb2, openai_pb2, ops_pb2, tei_pb2
-from headrace.server.interceptors import decode_message
+from headrace.rest.v1 import kserve_pb2, oicm_pb2, openai_pb2, ops_pb2, tei_pb2, vllm_pb2
+from headrace.server.codecs.tei_info import EncoderInfo
+from headrace.server.interceptors import decode_message, grpc_status
 from headrace.server.services.classification import ClassificationService
 from headrace.server.services.embedding import EmbeddingService
+from headrace.server.services.generation import GenerationService
 from headrace.server.services.kserve import GRPCInferenceService
 from headrace.server.services.kserve_rest import KserveService
 from headrace.server.services.oicm import OicmService
 from headrace.server.services.openai import OpenaiService
+from headrace.server.services.openai_generation import OpenaiGenerationService
+from headrace.server.services.openai_responses import OpenaiResponsesService
 from headrace.server.services.ops import OpsService
 from headrace.server.services.prediction import PredictionService
 from headrace.server.services.ranking import RankingService
 from headrace.server.services.tei import TeiService
-from headrace.v1 import classification_pb2, embedding_pb2, prediction_pb2, ranking_pb2
+from headrace.server.services.tei_embed import TeiEmbedService
+from headrace.server.services.tei_text import (
+    TeiInfoService,
+    TeiPredictService,
+    TeiRerankService,
+    TeiTokenizeService,
+)
+from headrace.server.services.tei_vectors import TeiVectorsService
+from headrace.server.services.vllm import VllmService
+from headrace.tei.v1 import tei_pb2 as teiv1_pb2
+from headrace.v1 import classification_pb2, embedding_pb2, generation_pb2, prediction_pb2, ranking_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -36,6 +51,7 @@ if TYPE_CHECKING:
     from headrace.server.config import Settings
     from headrace.server.interceptors import Interceptors
     from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.generate import Generating
     from headrace.server.tasks.tokenization import Tokenizing
     from headrace.server.telemetry.metrics import Metrics
 
@@ -47,6 +63,7 @@ class Dependencies:
     settings: Settings
     repository: Repository
     tokenizing: Tokenizing
+    generating: Generating
     metrics: Metrics
     serving: Callable[[], bool]
 
@@ -86,6 +103,11 @@ SERVICES: Final = (
         lambda d: PredictionService(d.repository, d.tokenizing),
     ),
     Registration(
+        "headrace",
+        generation_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+        lambda d: GenerationService(d.repository, d.generating),
+    ),
+    Registration(
         "kserve-rest",
         kserve_pb2.DESCRIPTOR.services_by_name["KserveService"],
         lambda d: KserveService(d.repository, d.tokenizing, d.settings.server_id, d.settings.max_body_bytes),
@@ -96,9 +118,54 @@ SERVICES: Final = (
         lambda d: OpenaiService(d.repository, d.tokenizing),
     ),
     Registration(
+        "openai",
+        openai_pb2.DESCRIPTOR.services_by_name["OpenaiGenerationService"],
+        lambda d: OpenaiGenerationService(d.repository, d.generating, version("headrace")),
+    ),
+    Registration(
+        "openai",
+        openai_pb2.DESCRIPTOR.services_by_name["OpenaiResponsesService"],
+        lambda d: OpenaiResponsesService(d.repository, d.generating, version("headrace")),
+    ),
+    Registration(
+        "vllm",
+        vllm_pb2.DESCRIPTOR.services_by_name["VllmService"],
+        lambda d: VllmService(d.repository, d.generating, version("headrace")),
+    ),
+    Registration(
         "tei",
         tei_pb2.DESCRIPTOR.services_by_name["TeiService"],
         lambda d: TeiService(d.repository, d.tokenizing, d.settings.max_client_batch_size),
+    ),
+    Registration(
+        "tei",
+        tei_pb2.DESCRIPTOR.services_by_name["TeiVectorsService"],
+        lambda d: TeiVectorsService(d.repository, d.tokenizing, d.settings.max_client_batch_size),
+    ),
+    Registration(
+        "tei-grpc",
+        teiv1_pb2.DESCRIPTOR.services_by_name["Embed"],
+        lambda d: TeiEmbedService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "tei-grpc",
+        teiv1_pb2.DESCRIPTOR.services_by_name["Predict"],
+        lambda d: TeiPredictService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "tei-grpc",
+        teiv1_pb2.DESCRIPTOR.services_by_name["Rerank"],
+        lambda d: TeiRerankService(d.repository, d.tokenizing, d.settings.max_client_batch_size),
+    ),
+    Registration(
+        "tei-grpc",
+        teiv1_pb2.DESCRIPTOR.services_by_name["Tokenize"],
+        lambda d: TeiTokenizeService(d.repository, d.tokenizing),
+    ),
+    Registration(
+        "tei-grpc",
+        teiv1_pb2.DESCRIPTOR.services_by_name["Info"],
+        lambda d: TeiInfoService(d.repository, _encoder_info(d)),
     ),
     Registration(
         "oicm",
@@ -111,6 +178,13 @@ SERVICES: Final = (
         lambda d: OpsService(d.metrics, d.serving),
     ),
 )
+
+
+def _encoder_info(dependencies: Dependencies) -> EncoderInfo:
+    settings = dependencies.settings
+    return EncoderInfo(
+        settings.max_queue_size, settings.max_client_batch_size, dependencies.tokenizing.threads
+    )
 
 
 def descriptors() -> tuple[ServiceDescriptor, ...]:
@@ -149,13 +223,16 @@ def _handler(
     if response is HttpBody:
         wrapped = interceptors.facade(protocol, name, implementation, service)
         return grpc.unary_unary_rpc_method_handler(wrapped, decode, encode)
-    if not method.client_streaming and not method.server_streaming:
-        wrapped = interceptors.unary(protocol, name, implementation)
-        return grpc.unary_unary_rpc_method_handler(wrapped, decode, encode)
+    status = getattr(service, "grpc_status", grpc_status)
+    if not method.server_streaming:
+        answered = interceptors.unary(protocol, name, implementation, status)
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(answered, decode, encode)
+        return grpc.unary_unary_rpc_method_handler(answered, decode, encode)
     if not inspect.isasyncgenfunction(implementation):
         msg = f"{method.full_name} streams, so its implementation must be an async generator"
         raise TypeError(msg)
-    stream = interceptors.stream(protocol, name, implementation)
+    stream = interceptors.stream(protocol, name, implementation, status)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(stream, decode, encode)
     return grpc.unary_stream_rpc_method_handler(stream, decode, encode)

@@ -34,6 +34,7 @@ class Tokenizing:
     """
 
     def __init__(self, threads: int = 2) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="headrace-tokenise")
         self._free = threads
         self._waiting: deque[Waiting] = deque()

@@ -1,0 +1,77 @@
+"""What the OpenAI services do alike with a request: find its model, name its answer, start it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from headrace.server.codecs.http_headers import retry_headers
+from headrace.server.codecs.openai_errors import error_json
+from headrace.server.codecs.openai_identity import Identity, identity
+from headrace.server.codecs.openai_options import options
+from headrace.server.codecs.openai_requests import default_model, request_id
+from headrace.server.repository.model import Model, Task
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.tasks.bad_words import bad_word_ids
+from headrace.server.tasks.generate import Generating, generation_settings
+
+if TYPE_CHECKING:
+    from headrace.server.codecs.openai_sampling import SamplingBody, Wanted
+    from headrace.server.errors import HeadraceError
+    from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.generation import GenerationOptions
+    from headrace.server.tasks.prompts import Prompt
+    from headrace.server.tasks.text_stream import TextStream
+
+
+class OpenaiRequests:
+    """Shared by the services that generate text in the OpenAI API.
+
+    Args:
+        repository: the models.
+        generating: the generate task.
+        version: of the server, for ``system_fingerprint``.
+    """
+
+    def __init__(self, repository: Repository, generating: Generating, version: str) -> None:
+        self.generating = generating
+        self._repository = repository
+        self._fingerprint = f"headrace-{version}"
+
+    def model(self, call: Call, name: str | None) -> Model:
+        """Return the model that the URL or the body names."""
+        wanted = call.model_id or default_model(name)
+        model = call.model = self._repository.resolve(wanted, Task.GENERATE)
+        return model
+
+    def identity(self, prefix: str, model: Model, sampling: SamplingBody, call: Call) -> Identity:
+        """Name an answer, after the caller's own name for the request where it has one."""
+        return identity(prefix, model.name, self._fingerprint, request_id(sampling.request_id, call.headers))
+
+    async def options(
+        self, model: Model, sampling: SamplingBody, wanted: Wanted, answer: Identity
+    ) -> GenerationOptions:
+        """Return what the generate task is asked for."""
+        settings = generation_settings(model)
+        bad_words = await bad_word_ids(self.generating.tokenizing, settings.tokenizer, sampling.bad_words)
+        return options(sampling, wanted, settings, answer.id, bad_words)
+
+    async def start(
+        self, model: Model, prompts: Sequence[Prompt], chosen: GenerationOptions
+    ) -> list[TextStream]:
+        """Start all prompts, or none when one is refused."""
+        streams: list[TextStream] = []
+        async with AsyncExitStack() as cleanup:
+            for prompt in prompts:
+                stream = await self.generating.start(model, prompt, chosen)
+                cleanup.push_async_callback(stream.aclose)
+                streams.append(stream)
+            cleanup.pop_all()
+        return streams
+
+
+def error_reply(error: HeadraceError) -> HttpReply:
+    """Answer with vLLM's error object."""
+    status, body = error_json(error)
+    return HttpReply(body, status=status, headers=retry_headers(status))

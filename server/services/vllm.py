@@ -1,0 +1,128 @@
+"""What vLLM's server offers beside the OpenAI API: tokenisation and server facts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from headrace.server.codecs import vllm
+from headrace.server.codecs.json_body import convert, encode
+from headrace.server.codecs.openai_requests import default_model, json_object
+from headrace.server.errors import InvalidJsonError
+from headrace.server.repository.model import Task, TextSettings
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.openai_requests import error_reply
+from headrace.server.tasks.chat import chat_prompt
+from headrace.server.tasks.generate import Generating, generation_settings
+from headrace.server.tasks.generation_checks import check_vocabulary
+from headrace.server.tasks.prompts import Prompt, encode_prompt
+from headrace.server.tasks.text_models import text_settings
+from headrace.server.tasks.text_tokens import tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.message import Message
+
+    from headrace.rest.v1 import vllm_pb2
+    from headrace.server.errors import HeadraceError
+    from headrace.server.repository.model import GenerationSettings, Model
+    from headrace.server.repository.registry import Repository
+
+ENCODERS: Final = (Task.EMBED, Task.CLASSIFY, Task.RERANK)
+
+
+class VllmService:
+    """Facade of ``headrace.rest.v1.VllmService``.
+
+    Args:
+        repository: the models.
+        generating: the generate task.
+        version: of the server.
+    """
+
+    def __init__(self, repository: Repository, generating: Generating, version: str) -> None:
+        self._repository = repository
+        self._generating = generating
+        self._version = version
+
+    async def Tokenize(self, request: vllm_pb2.VllmServiceTokenizeRequest, call: Call) -> HttpReply:
+        """Tokenise a prompt, a conversation, or what the Text … Inference families call ``inputs``."""
+        value = json_object(request.body.content_type, request.body.data)
+        if value.get("inputs") is not None:
+            return await self._tokenize_inputs(convert(value, vllm.InputsBody, strict=False), call)
+        body = convert(value, vllm.TokenizeBody, strict=False)
+        model = self._resolve(call, body.model)
+        if body.messages is not None:
+            prompt = await chat_prompt(self._generating, model, vllm.conversation(body))
+            ids: Sequence[int] = prompt.token_ids or ()
+        elif body.prompt is not None:
+            ids = await self._prompt(model, body.prompt, special=body.add_special_tokens is not False)
+        else:
+            raise InvalidJsonError("one of `prompt`, `messages` and `inputs` is needed", field="prompt")
+        settings = _settings(model)
+        names = settings.tokenizer.id_to_token
+        strings = [names(token_id) for token_id in ids] if body.return_token_strs else None
+        return HttpReply(vllm.tokens_json(ids, strings, settings.max_tokens))
+
+    async def _prompt(self, model: Model, text: str, *, special: bool) -> Sequence[int]:
+        tokenizing = self._generating.tokenizing
+        if model.generation is not None:
+            prompt = Prompt(text, add_special_tokens=special)
+            return await tokenizing.run(encode_prompt, model.generation, prompt)
+        (tokens,) = await tokenize(tokenizing, _encoder(model), [text], add_special_tokens=special)
+        return [token.token_id for token in tokens]
+
+    async def _tokenize_inputs(self, body: vllm.InputsBody, call: Call) -> HttpReply:
+        model = self._resolve(call, body.model)
+        own = model.generation
+        rows = await tokenize(
+            self._generating.tokenizing,
+            _encoder(model) if own is None else TextSettings(own.tokenizer, own.max_tokens),
+            [body.inputs] if isinstance(body.inputs, str) else body.inputs,
+            add_special_tokens=body.add_special_tokens is not False,
+            prompt_name=body.prompt_name,
+        )
+        flat = own is not None and isinstance(body.inputs, str)
+        return HttpReply(vllm.flat_tokens_json(rows[0]) if flat else vllm.nested_tokens_json(rows))
+
+    async def Detokenize(self, request: vllm_pb2.VllmServiceDetokenizeRequest, call: Call) -> HttpReply:
+        """Decode token ids, special tokens included."""
+        value = json_object(request.body.content_type, request.body.data)
+        body = convert(value, vllm.DetokenizeBody, strict=False)
+        tokenizer = _settings(self._resolve(call, body.model)).tokenizer
+        check_vocabulary("tokens", body.tokens, tokenizer.get_vocab_size())
+        text = await self._generating.tokenizing.run(tokenizer.decode, body.tokens, skip_special_tokens=False)
+        return HttpReply(encode({"prompt": text}))
+
+    async def TokenizerInfo(self, request: Message, call: Call) -> HttpReply:
+        """Tell the special tokens and the chat template of a model that generates."""
+        model = call.model = self._repository.resolve(call.model_id, Task.GENERATE)
+        settings = generation_settings(model)
+        return HttpReply(vllm.tokenizer_info_json(settings.special_tokens, settings.chat_templates))
+
+    async def Version(self, request: Message, call: Call) -> HttpReply:
+        """Tell the server's version."""
+        return HttpReply(encode({"version": self._version}))
+
+    async def Load(self, request: Message, call: Call) -> HttpReply:
+        """Tell how many requests the generation engines have."""
+        generators = [model.generator for model in self._repository.ready_models()]
+        active = sum(generator.active for generator in generators if generator is not None)
+        return HttpReply(encode({"server_load": active}))
+
+    def _resolve(self, call: Call, name: str | None) -> Model:
+        wanted = call.model_id or default_model(name)
+        model = call.model = self._repository.resolve(wanted, Task.GENERATE, *ENCODERS)
+        return model
+
+    def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
+        """Answer with vLLM's error object."""
+        return error_reply(error)
+
+
+def _settings(model: Model) -> GenerationSettings | TextSettings:
+    return model.generation or _encoder(model)
+
+
+def _encoder(model: Model) -> TextSettings:
+    return text_settings(model, True, "a text model")
