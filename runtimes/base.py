@@ -42,7 +42,7 @@ class TextSpec:
     """How a text encoder turns token ids into its outputs.
 
     ``head`` is ``embed`` (pool the hidden states) or ``classify`` (the graph's logits are the output).
-    ``pooling`` is ``mean``, ``cls`` or ``last`` and only used by ``embed``. ``pad_id`` fills short rows.
+    ``pooling``, only used by ``embed``, is ``mean``, ``cls``, ``last`` or ``splade``. ``pad_id`` fills rows.
     """
 
     head: str

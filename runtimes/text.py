@@ -25,7 +25,7 @@ LOGITS: Final = "logits"
 
 _GRAPH_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _FLOATS: Final = ("FP32", "FP16", "BF16", "FP64")
-_POOLINGS: Final = ("mean", "cls", "last")
+_POOLINGS: Final = ("mean", "cls", "last", "splade")
 
 
 class TextEncoder:
@@ -37,6 +37,8 @@ class TextEncoder:
 
     Outputs of the ``embed`` head: ``embedding`` FP32 [rows, dim], pooled and not normalised, and, when the
     graph gives hidden states, ``token_embeddings`` FP32 [total, dim], rows in order without padding.
+    With pooling ``splade`` the graph's logits [rows, width, vocabulary] become one weight for each token of
+    the vocabulary, ``embedding`` FP32 [rows, vocabulary], most of them 0.
     Output of the ``classify`` head: ``logits`` FP32 [rows, labels].
     """
 
@@ -56,7 +58,10 @@ class TextEncoder:
             if text.pooling not in _POOLINGS:
                 msg = f"unknown pooling '{text.pooling}'; expected one of {', '.join(_POOLINGS)}"
                 raise ModelError(msg)
-            self._source, self._rank3 = _hidden_output(model.outputs)
+            splade = text.pooling == "splade"
+            self._source, self._rank3 = (
+                (_token_logits(model.outputs), True) if splade else _hidden_output(model.outputs)
+            )
         else:
             msg = f"unknown head '{text.head}'; expected embed or classify"
             raise ModelError(msg)
@@ -65,7 +70,7 @@ class TextEncoder:
             (LOGITS,)
             if text.head == "classify"
             else (EMBEDDING, TOKEN_EMBEDDINGS)
-            if self._rank3
+            if self._rank3 and text.pooling != "splade"
             else (EMBEDDING,)
         )
 
@@ -150,6 +155,11 @@ class TextEncoder:
         """Reduce hidden states [rows, width, dim] to one vector a row."""
         if self._text.pooling == "cls":
             return hidden[:, 0]
+        if self._text.pooling == "splade":
+            # log(1 + x) grows with x, so the largest logit gives the largest weight: one logarithm a column.
+            largest: NDArray[Any] = np.where(batch.mask[:, :, None], hidden, 0).max(axis=1)
+            weight: NDArray[Any] = np.log1p(np.maximum(largest, 0))
+            return weight
         if self._text.pooling == "last":
             pooled: NDArray[Any] = hidden[np.arange(batch.rows), batch.lengths - 1]
             return pooled
@@ -259,6 +269,14 @@ def _hidden_output(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, bool]:
     if pooled:
         return pooled[0], False
     raise ModelError(_no_output("hidden states [batch, sequence, dim] or pooled vectors [batch, dim]", specs))
+
+
+def _token_logits(specs: Sequence[TensorSpec]) -> TensorSpec:
+    """Choose what ``splade`` reads: logits of the vocabulary at each token."""
+    for spec in _of_rank(specs, 3):
+        if spec.name == LOGITS:
+            return spec
+    raise ModelError(_no_output("'logits' [batch, sequence, vocabulary], which pooling splade needs", specs))
 
 
 def _logits_output(specs: Sequence[TensorSpec]) -> TensorSpec:

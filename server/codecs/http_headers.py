@@ -19,16 +19,34 @@ def retry_headers(status: int) -> Headers:
 
 def compute_headers(texts: Sequence[Text], token_counts: Sequence[int], times: Timings) -> Headers:
     """Return the headers of every answer of Text Embeddings Inference; times are whole milliseconds."""
-    characters = sum(len(text) if isinstance(text, str) else sum(map(_length, text)) for text in texts)
+    return cost_headers(
+        count_characters(texts),
+        sum(token_counts),
+        total_ns=times.total_ns,
+        tokenization_ns=times.tokenization_ns,
+        queue_ns=times.queue_ns,
+        inference_ns=times.inference_ns,
+    )
+
+
+def cost_headers(
+    characters: int, tokens: int, *, total_ns: int, tokenization_ns: int, queue_ns: int, inference_ns: int
+) -> Headers:
+    """Return the same of what was counted already; durations are nanoseconds."""
     return (
         ("x-compute-characters", str(characters)),
-        ("x-compute-tokens", str(sum(token_counts))),
-        ("x-compute-time", _milliseconds(times.inference_ns)),
-        ("x-total-time", _milliseconds(times.total_ns)),
-        ("x-tokenization-time", _milliseconds(times.tokenization_ns)),
-        ("x-queue-time", _milliseconds(times.queue_ns)),
-        ("x-inference-time", _milliseconds(times.inference_ns)),
+        ("x-compute-tokens", str(tokens)),
+        ("x-compute-time", _milliseconds(inference_ns)),
+        ("x-total-time", _milliseconds(total_ns)),
+        ("x-tokenization-time", _milliseconds(tokenization_ns)),
+        ("x-queue-time", _milliseconds(queue_ns)),
+        ("x-inference-time", _milliseconds(inference_ns)),
     )
+
+
+def count_characters(texts: Sequence[Text]) -> int:
+    """Count what a request is charged for: the characters of texts, the tokens of token ids."""
+    return sum(len(text) if isinstance(text, str) else sum(map(_length, text)) for text in texts)
 
 
 def _length(part: str | int) -> int:

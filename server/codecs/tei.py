@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from headrace.server.errors import (
 )
 from headrace.server.tasks.classify import Classifications
 from headrace.server.tasks.rerank import Ranking
+from headrace.server.tasks.sparse import Weights
 
 
 class EmbedBody(msgspec.Struct):
@@ -36,6 +38,37 @@ class EmbedBody(msgspec.Struct):
     prompt_name: str | None = None
     normalize: bool | None = None
     dimensions: int | None = None
+    model: str | None = None
+
+
+class SimilarityParameters(msgspec.Struct):
+    """``parameters`` of a similarity request."""
+
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    prompt_name: str | None = None
+
+
+class SimilarityInputs(msgspec.Struct):
+    """``inputs`` of a similarity request."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityBody(msgspec.Struct):
+    """Body of ``/similarity``."""
+
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters | None = None
+    model: str | None = None
+
+
+class DecodeBody(msgspec.Struct):
+    """Body of ``/decode``: one list of token ids, or several."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool | None = None
     model: str | None = None
 
 
@@ -75,6 +108,19 @@ class DocumentsBody(msgspec.Struct):
     top_n: int | None = None
     return_documents: bool | None = None
     model: str | None = None
+
+
+def sparse_json(rows: Sequence[Weights]) -> bytes:
+    """Encode ``[[{"index", "value"}, …], …]``, ascending by index."""
+    return encode(
+        [
+            [
+                {"index": index, "value": value}
+                for index, value in zip(row.indices.tolist(), row.values, strict=True)
+            ]
+            for row in rows
+        ]
+    )
 
 
 def labels_json(result: Classifications, *, batch: bool) -> bytes:
@@ -127,6 +173,11 @@ def error_json(error: HeadraceError, *, oicm: bool) -> tuple[int, bytes]:
 def error_kind(error: HeadraceError) -> str:
     """Return the ``error_type`` word."""
     return _classified(error, oicm=False)[1]
+
+
+def error_text(error: HeadraceError) -> str:
+    """Return the message, behind the words that the family puts before it."""
+    return _classified(error, oicm=False)[2] + error.message
 
 
 def _classified(error: HeadraceError, *, oicm: bool) -> tuple[int, str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,11 @@ _BLOCK_BYTES: Final = 64 * 1024
 def json_vectors(vectors: NDArray[np.float32]) -> bytes:
     """Encode [n, dim] as a JSON array of n arrays, each number in the shortest text that reads back equal."""
     return b"[" + b",".join(encode(block)[1:-1] for block in _blocks(vectors)) + b"]"
+
+
+def json_token_vectors(rows: Sequence[NDArray[np.float32]]) -> bytes:
+    """Encode the [tokens, dim] of each input as a JSON array of such arrays."""
+    return b"[" + b",".join(map(json_vectors, rows)) + b"]"
 
 
 def json_embeddings(vectors: NDArray[np.float32], *, base64: bool) -> bytes:
@@ -53,6 +58,11 @@ def packed_vectors(vectors: NDArray[np.float32]) -> bytes:
     message[:, : len(header)] = header
     message[:, len(header) :] = np.ascontiguousarray(vectors, dtype="<f4").view(np.uint8)
     return message.tobytes()
+
+
+def packed_floats(vector: NDArray[np.float32]) -> bytes:
+    """Serialize one vector as a message with ``repeated float values = 1``."""
+    return _field_1(vector.size * 4) + np.ascontiguousarray(vector, dtype="<f4").tobytes()
 
 
 def _field_1(length: int) -> bytes:

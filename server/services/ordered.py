@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+STREAM_LIMIT: Final = 1024
+"""Requests of one stream that are under way at the same time, where a protocol says no other number."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")

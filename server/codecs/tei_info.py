@@ -1,0 +1,61 @@
+"""How Text Embeddings Inference describes a server and its model, over REST and gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace.server.repository.model import Task
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
+
+TEXT_TASKS: Final = (Task.EMBED, Task.RERANK, Task.CLASSIFY)
+"""Kinds of models that this family serves; the first that has a default model is described."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """The limits of the server.
+
+    Attributes:
+        max_concurrent_requests: inputs that may wait for a model.
+        max_client_batch_size: inputs of one request.
+        tokenization_workers: threads that tokenise.
+    """
+
+    max_concurrent_requests: int
+    max_client_batch_size: int
+    tokenization_workers: int
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """Return the body of ``GET /info``; the model takes text."""
+        settings = model.text
+        batch = model.batcher.policy if model.batcher is not None else None
+        return {
+            "model_id": model.name,
+            "model_sha": None,
+            "model_dtype": "float32",
+            "served_model_name": model.name,
+            "model_type": _model_type(model),
+            "max_concurrent_requests": self.max_concurrent_requests,
+            "max_input_length": settings.max_tokens if settings is not None else 0,
+            "max_batch_tokens": batch.max_tokens if batch is not None else 0,
+            "max_batch_requests": model.max_batch_size or None,
+            "max_client_batch_size": self.max_client_batch_size,
+            "auto_truncate": True,
+            "tokenization_workers": self.tokenization_workers,
+            "version": version("headrace"),
+            "sha": None,
+            "docker_label": None,
+        }
+
+
+def _model_type(model: Model) -> dict[str, Any]:
+    settings = model.text
+    if settings is None or model.task is Task.EMBED:
+        return {"embedding": {"pooling": settings.pooling if settings is not None else "mean"}}
+    names = {str(index): label for index, label in enumerate(settings.labels)}
+    kind = "reranker" if model.task is Task.RERANK else "classifier"
+    return {kind: {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}}

@@ -1,0 +1,208 @@
+"""``tei.v1``: Predict, Rerank, Tokenize and Info of Text Embeddings Inference over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING
+
+from headrace.server.codecs import tei_messages as codec
+from headrace.server.codecs.tei_info import TEXT_TASKS, EncoderInfo
+from headrace.server.codecs.text_inputs import check_count
+from headrace.server.errors import InputEmptyError, InvalidArgumentError
+from headrace.server.repository.model import Task
+from headrace.server.services.ordered import STREAM_LIMIT, answer_in_order
+from headrace.server.tasks.classify import ClassifyOptions, classify
+from headrace.server.tasks.rerank import RerankOptions, rerank
+from headrace.server.tasks.text_models import text_settings
+from headrace.server.tasks.text_tokens import decode, tokenize
+from headrace.tei.v1 import tei_pb2
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model, TextSettings
+    from headrace.server.repository.registry import Repository
+    from headrace.server.services.call import Call
+    from headrace.server.tasks.text_encoding import Text
+    from headrace.server.tasks.tokenization import Tokenizing
+
+
+class TeiPredictService:
+    """Labels texts."""
+
+    grpc_status = staticmethod(codec.status)
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+
+    async def Predict(self, request: tei_pb2.PredictRequest, call: Call) -> tei_pb2.PredictResponse:
+        """Label one text."""
+        response = await self._label(request.inputs, request, call)
+        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        return response
+
+    async def PredictPair(self, request: tei_pb2.PredictPairRequest, call: Call) -> tei_pb2.PredictResponse:
+        """Label two texts that belong together."""
+        response = await self._label(_pair(request), request, call)
+        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        return response
+
+    async def PredictStream(
+        self, requests: AsyncIterator[tei_pb2.PredictRequest], call: Call
+    ) -> AsyncGenerator[tei_pb2.PredictResponse]:
+        """Label every text of a stream."""
+        answers = answer_in_order(
+            requests, lambda request: self._label(request.inputs, request, call), STREAM_LIMIT
+        )
+        async for response in answers:
+            yield response
+
+    async def PredictPairStream(
+        self, requests: AsyncIterator[tei_pb2.PredictPairRequest], call: Call
+    ) -> AsyncGenerator[tei_pb2.PredictResponse]:
+        """Label every pair of a stream."""
+        answers = answer_in_order(
+            requests, lambda request: self._label(_pair(request), request, call), STREAM_LIMIT
+        )
+        async for response in answers:
+            yield response
+
+    async def _label(
+        self, text: Text, request: tei_pb2.PredictRequest | tei_pb2.PredictPairRequest, call: Call
+    ) -> tei_pb2.PredictResponse:
+        model = call.model = self._repository.resolve(call.model_id, Task.CLASSIFY, Task.RERANK)
+        options = ClassifyOptions(
+            raw_scores=request.raw_scores,
+            truncate=request.truncate,
+            direction=codec.direction(request.truncation_direction),
+        )
+        return codec.predictions([text], await classify(self._tokenizing, model, [text], options))
+
+
+class TeiRerankService:
+    """Orders texts by their relevance to a query.
+
+    Args:
+        repository: the models.
+        tokenizing: threads for tokenising and arithmetic.
+        max_client_batch_size: most texts of one request.
+    """
+
+    grpc_status = staticmethod(codec.status)
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_client_batch_size: int) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+        self._max_batch = max_client_batch_size
+
+    async def Rerank(self, request: tei_pb2.RerankRequest, call: Call) -> tei_pb2.RerankResponse:
+        """Rank a list of texts."""
+        return await self._rank(list(request.texts), request, call)
+
+    async def RerankStream(
+        self, requests: AsyncIterator[tei_pb2.RerankStreamRequest], call: Call
+    ) -> tei_pb2.RerankResponse:
+        """Rank the texts of a stream; everything but the texts is taken from its first message."""
+        first: tei_pb2.RerankStreamRequest | None = None
+        texts: list[str] = []
+        async for request in requests:
+            first = first or request
+            texts.append(request.text)
+            check_count(len(texts), self._max_batch)
+        if first is None:
+            raise InputEmptyError("`texts` cannot be empty", field="texts")
+        return await self._rank(texts, first, call)
+
+    async def _rank(
+        self, texts: list[str], request: tei_pb2.RerankRequest | tei_pb2.RerankStreamRequest, call: Call
+    ) -> tei_pb2.RerankResponse:
+        check_count(len(texts), self._max_batch)
+        model = call.model = self._repository.resolve(call.model_id, Task.RERANK, Task.EMBED, Task.CLASSIFY)
+        options = RerankOptions(
+            raw_scores=request.raw_scores,
+            truncate=request.truncate,
+            direction=codec.direction(request.truncation_direction),
+        )
+        result = await rerank(self._tokenizing, model, request.query, texts, options)
+        response = codec.ranks(request.query, texts, result, return_text=request.return_text)
+        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        return response
+
+
+class TeiTokenizeService:
+    """The tokenizer of the default text model."""
+
+    grpc_status = staticmethod(codec.status)
+
+    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+
+    async def Tokenize(self, request: tei_pb2.EncodeRequest, call: Call) -> tei_pb2.EncodeResponse:
+        """Return the tokens of a text."""
+        found = await tokenize(
+            self._tokenizing,
+            self._settings(call),
+            [request.inputs],
+            add_special_tokens=request.add_special_tokens,
+            prompt_name=request.prompt_name,
+        )
+        return codec.tokens(found[0])
+
+    async def TokenizeStream(
+        self, requests: AsyncIterator[tei_pb2.EncodeRequest], call: Call
+    ) -> AsyncGenerator[tei_pb2.EncodeResponse]:
+        """Return the tokens of every text of a stream."""
+        answers = answer_in_order(requests, lambda request: self.Tokenize(request, call), STREAM_LIMIT)
+        async for response in answers:
+            yield response
+
+    async def Decode(self, request: tei_pb2.DecodeRequest, call: Call) -> tei_pb2.DecodeResponse:
+        """Return the text of tokens."""
+        found = await decode(
+            self._tokenizing,
+            self._settings(call),
+            [request.ids],
+            skip_special_tokens=request.skip_special_tokens,
+        )
+        return tei_pb2.DecodeResponse(text=found[0])
+
+    async def DecodeStream(
+        self, requests: AsyncIterator[tei_pb2.DecodeRequest], call: Call
+    ) -> AsyncGenerator[tei_pb2.DecodeResponse]:
+        """Return the text of every list of tokens of a stream."""
+        answers = answer_in_order(requests, lambda request: self.Decode(request, call), STREAM_LIMIT)
+        async for response in answers:
+            yield response
+
+    def _settings(self, call: Call) -> TextSettings:
+        model = call.model = self._repository.resolve(call.model_id, *TEXT_TASKS)
+        return text_settings(model, fits=True, purpose="a text model")
+
+
+class TeiInfoService:
+    """Describes the server and its default text model.
+
+    Args:
+        repository: the models.
+        info: what a text model is described by.
+    """
+
+    grpc_status = staticmethod(codec.status)
+
+    def __init__(self, repository: Repository, info: EncoderInfo) -> None:
+        self._repository = repository
+        self._info = info
+
+    async def Info(self, request: tei_pb2.InfoRequest, call: Call) -> tei_pb2.InfoResponse:
+        """Describe the model that the metadata names, else the default one."""
+        model: Model = self._repository.resolve(call.model_id, *TEXT_TASKS)
+        call.model = model
+        return codec.info(self._info.describe(model))
+
+
+def _pair(request: tei_pb2.PredictPairRequest) -> tuple[str, str]:
+    if len(request.inputs) != 2:
+        raise InvalidArgumentError(
+            f"`inputs` must have a single text pair (2 elements), not {len(request.inputs)}", field="inputs"
+        )
+    return request.inputs[0], request.inputs[1]
