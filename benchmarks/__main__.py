@@ -14,29 +14,42 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import bars, charts, machine, report, table
+from benchmarks.generation import bars as generation_bars
+from benchmarks.generation import charts as generation_charts
+from benchmarks.generation import command as generation
+from benchmarks.generation.contenders import Options as GenerationOptions
+from benchmarks.generation.scenarios import SCENARIOS as GENERATION
+from benchmarks.generation.scenarios import Scenario as GenerationScenario
 from benchmarks.results import RunResult
 from benchmarks.runner import Options, ScenarioRun
 from benchmarks.scenarios import SCENARIOS, Point, Scenario, points
 from benchmarks.verify import WrongAnswerError
 
 HERE = Path(__file__).parent
-WIDTH = 140
+WIDTH = 170
 """Columns of the tables where there is no terminal to ask."""
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="Only this scenario; may be repeated.")] = None,
-    route: Annotated[list[str] | None, typer.Option(help="Only this route; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this scenario, or all of this family; may be repeated.")
+    ] = None,
+    route: Annotated[
+        list[str] | None, typer.Option(help="Only this route or contender; may be repeated.")
+    ] = None,
     clients: Annotated[
-        list[int] | None, typer.Option(help="Only this many clients; may be repeated.")
+        list[int] | None, typer.Option(help="Only this many clients or streams; may be repeated.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="2 s a point, one round: to see that it works.")
     ] = False,
     seconds: Annotated[float | None, typer.Option(help="Seconds of each point; 6 unless set.")] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Times that each point is measured; 3 unless set.")
+        int | None, typer.Option(help="Times that each point is measured; 3, of generation 5, unless set.")
     ] = None,
+    peers: Annotated[
+        Path, typer.Option(help="Environments that `python -m benchmarks.generation.peers` made.")
+    ] = Path(".cache/peers"),
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path(".cache/demo"),
     results: Annotated[Path, typer.Option(help="Folder for JSON, report and charts.")] = HERE / "results",
     serve: Annotated[
@@ -56,9 +69,7 @@ def main(
     chosen = _chosen(only)
     if show_list:
         for scenario in chosen:
-            console.print(f"[bold]{scenario.name}[/bold]  {scenario.title}")
-            for each in scenario.routes:
-                console.print(f"    {each.name}: {', '.join(map(str, each.concurrency))} clients")
+            _describe(console, scenario)
         return
     length = seconds or (2.0 if quick else 6.0)
     times = rounds or (1 if quick else 3)
@@ -75,7 +86,18 @@ def main(
             repository, length, times, 0.5 if quick else 1.0, 0.6 if quick else 1.5,
             Path(folder) / "server.log", tuple(serve or ()),
         )  # fmt: skip
+        generation_options = GenerationOptions(
+            repository.resolve(),
+            peers.resolve(),
+            rounds or (1 if quick else 5),
+            Path(folder),
+            tuple(serve or ()),
+        )
         for scenario in chosen:
+            if isinstance(scenario, GenerationScenario):
+                generation.run(console, scenario, route, clients, generation_options, result, quick=quick)
+                report.write_json(result, stem.with_suffix(".json"))
+                continue
             cells = [point for point in points(scenario) if _wanted(point, route, clients)]
             if cells:
                 _run(console, scenario, cells, options, result)
@@ -83,12 +105,26 @@ def main(
     _finish(console, result, stem, check=check)
 
 
-def _chosen(only: list[str] | None) -> list[Scenario]:
-    known = {scenario.name: scenario for scenario in SCENARIOS}
+def _chosen(only: list[str] | None) -> list[Scenario | GenerationScenario]:
+    """Return the scenarios that are named; a family is the part of a name before its first dash."""
+    known: dict[str, Scenario | GenerationScenario] = {each.name: each for each in (*SCENARIOS, *GENERATION)}
     for name in only or ():
-        if name not in known:
+        if name not in known and not any(each.split("-")[0] == name for each in known):
             raise typer.BadParameter(f"there is no scenario '{name}'; there are {', '.join(known)}")
-    return [scenario for name, scenario in known.items() if not only or name in only]
+    return [
+        scenario for name, scenario in known.items() if not only or name in only or name.split("-")[0] in only
+    ]
+
+
+def _describe(console: Console, scenario: Scenario | GenerationScenario) -> None:
+    console.print(f"[bold]{scenario.name}[/bold]  {scenario.title}")
+    if isinstance(scenario, GenerationScenario):
+        console.print(
+            f"    {', '.join(map(str, scenario.streams))} streams: {', '.join(scenario.contenders)}"
+        )
+        return
+    for each in scenario.routes:
+        console.print(f"    {each.name}: {', '.join(map(str, each.concurrency))} clients")
 
 
 def _wanted(point: Point, routes: list[str] | None, clients: list[int] | None) -> bool:
@@ -120,20 +156,22 @@ def _run(
             console.print(f"{scenario.name}: {error}", style="red", markup=False)
             raise typer.Exit(2) from None
     result.scenarios.append(done)
-    table.show(console, done)
+    table.show(console, table.section(done))
 
 
 def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> None:
     """Judge, write the files and say where they are."""
-    verdicts = [verdict for verdict in bars.judge(result.cells()) if verdict.met is not None]
+    every = (*bars.BARS, *generation_bars.BARS)
+    verdicts = [verdict for verdict in bars.judge(result.cells(), every) if verdict.met is not None]
     result.bars = report.verdict_data(verdicts)
-    table.show_verdicts(console, verdicts)
+    if verdicts:
+        table.show_verdicts(console, verdicts)
     report.write_json(result, stem.with_suffix(".json"))
     pictures = charts.draw(result, stem) if result.scenarios else []
+    pictures += generation_charts.draw(result.generation, stem)
     stem.with_suffix(".md").write_text(report.markdown(result, verdicts, pictures), encoding="utf-8")
     console.print(f"{stem}.json, .md and charts", highlight=False)
-    failed = sum(point.failed for scenario in result.scenarios for point in scenario.points)
-    if check and (failed or not all(verdict.met for verdict in verdicts)):
+    if check and (result.failed or not all(verdict.met for verdict in verdicts)):
         sys.exit(1)
 
 

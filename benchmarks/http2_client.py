@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
@@ -59,7 +59,11 @@ class Connection(asyncio.Protocol):
     """One connection, one call at a time."""
 
     def __init__(self, job: Job, messages: Mapping[bytes, bytes]) -> None:
-        """Call ``job.target``; ``messages`` has each body as gRPC frames it."""
+        """Call ``job.target``; ``messages`` has each body as gRPC frames it.
+
+        ``sink``, when set, gets the payload of every DATA frame of the answer.
+        """
+        self.sink: Callable[[bytes], None] | None = None
         fields = [
             (":method", "POST"),
             (":scheme", "http"),
@@ -131,6 +135,8 @@ class Connection(asyncio.Protocol):
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == DATA:
             self._consume(len(payload))
+            if self.sink is not None and stream == self._stream:
+                self.sink(payload)
         elif kind == HEADERS:
             if flags & END_STREAM and stream == self._stream:
                 self._finish(None if _OK in payload else f"the call failed: {payload!r}")

@@ -16,6 +16,8 @@ import psutil
 
 START_SECONDS: Final = 180.0
 STOP_SECONDS: Final = 30.0
+_SCHEDULER_CLOCK: Final = 2
+"""The kernel's CPUCLOCK_SCHED: all time that a process has run."""
 
 
 class Server:
@@ -95,7 +97,7 @@ class CpuMeter:
     def stop(self) -> dict[str, float]:
         """Return the CPU-seconds of each group since :meth:`start`, and of everything else as ``other``.
 
-        The kernel counts a process in steps of 10 ms, so ``other`` is rough on short spans.
+        The kernel counts the whole machine in steps of 10 ms, so ``other`` is rough on short spans.
         """
         spent = {name: seconds - self._before[name] for name, seconds in self._read().items()}
         spent["other"] = max(0.0, _machine_busy() - self._busy - sum(spent.values()))
@@ -106,10 +108,13 @@ class CpuMeter:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """User and system time of a process; a process that ended counts as nothing."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        times = process.cpu_times()
-        return float(times.user + times.system)
+    """User and system time of a process; a process that ended counts as nothing.
+
+    This is Linux' CPU clock of another process, as clock_getcpuclockid(3) makes it: /proc has the same
+    number, but in steps of 10 ms, which is more than a server needs for a few tokens.
+    """
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~process.pid << 3 | _SCHEDULER_CLOCK)
     return 0.0
 
 

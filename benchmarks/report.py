@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import Verdict
+from benchmarks.generation.table import section as generation_section
 from benchmarks.results import RunResult
-from benchmarks.table import cells, columns, notes, verdict_cells
+from benchmarks.table import section, verdict_cells
 
 SCHEMA = 1
 
@@ -49,7 +50,9 @@ def markdown(result: RunResult, verdicts: Sequence[Verdict], charts: Sequence[Pa
         f"{options['rounds']} rounds of {options['seconds']} s a point; ratios are medians over the rounds, "
         "each related to its references right before and after it."
     )
-    lines = [f"# Benchmarks of {result.started}", "", facts, "", method, ""]
+    lines = [f"# Benchmarks of {result.started}", "", facts, ""]
+    if result.scenarios:
+        lines += [method, ""]
     if verdicts:
         lines += [
             "## Bars",
@@ -58,10 +61,9 @@ def markdown(result: RunResult, verdicts: Sequence[Verdict], charts: Sequence[Pa
             "",
         ]
     lines += [f"![{chart.stem}]({chart.name})" for chart in charts]
-    for scenario in result.scenarios:
-        rows = (cells(scenario, point) for point in scenario.points)
-        lines += ["", f"## {scenario.name}: {scenario.title}", "", *_rows(columns(scenario), rows)]
-        lines += ["", *(f"* {note}" for note in notes(scenario))]
+    for part in (*map(section, result.scenarios), *map(generation_section, result.generation)):
+        lines += ["", f"## {part.name}: {part.title}", "", *_rows(part.head, part.rows)]
+        lines += ["", *(f"* {note}" for note in (*part.notes, *part.errors))]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.estimates import middle
+from benchmarks.generation.results import GenerationResult
 
 CPU_GROUPS = ("server", "workers", "envoy", "client")
 
@@ -109,13 +110,25 @@ class RunResult:
     machine: Mapping[str, object]
     options: Mapping[str, object]
     scenarios: list[ScenarioResult] = field(default_factory=list)
+    generation: list[GenerationResult] = field(default_factory=list)
     bars: list[dict[str, object]] = field(default_factory=list)
 
-    def cells(self) -> dict[tuple[str, str, int], dict[str, float | None]]:
+    @property
+    def failed(self) -> int:
+        """Requests of all scenarios that were not answered well."""
+        points = [point for scenario in self.scenarios for point in scenario.points]
+        return sum(point.failed for point in points) + sum(
+            point.failed for scenario in self.generation for point in scenario.points
+        )
+
+    def cells(self) -> dict[tuple[str, str, int], Mapping[str, float | None]]:
         """Return the medians that bars are about, by (scenario, route, clients)."""
         metrics = ("of_raw", "of_twin", "server_cpu_of_empty")
-        return {
+        found: dict[tuple[str, str, int], Mapping[str, float | None]] = {
             (scenario.name, point.route, point.clients): {name: point.median(name) for name in metrics}
             for scenario in self.scenarios
             for point in scenario.points
         }
+        for result in self.generation:
+            found |= result.cells()
+        return found

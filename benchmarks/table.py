@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from benchmarks.bars import Verdict
 from benchmarks.estimates import middle
+from benchmarks.generation.bars import describe
 from benchmarks.results import CPU_GROUPS, PointResult, ScenarioResult
 
 METRIC_NAMES = {
@@ -17,6 +19,29 @@ METRIC_NAMES = {
     "of_twin": "throughput ÷ one-at-a-time loop",
     "server_cpu_of_empty": "server CPU ÷ empty grpc.aio handler",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A scenario laid out: a table, notes below it, and what went wrong."""
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    errors: Sequence[str]
+
+
+def section(scenario: ScenarioResult) -> Section:
+    """Lay a scenario out."""
+    errors = [
+        f"{point.route}, {point.clients} clients: {error}"
+        for point in scenario.points
+        for error in next((each.errors for each in point.rounds if each.errors), [])[:1]
+    ]
+    rows = [cells(scenario, point) for point in scenario.points]
+    return Section(scenario.name, scenario.title, columns(scenario), rows, notes(scenario), errors)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -63,21 +88,20 @@ def cells(scenario: ScenarioResult, point: PointResult) -> list[str]:
     ]
 
 
-def show(console: Console, scenario: ScenarioResult) -> None:
+def show(console: Console, section: Section) -> None:
     """Print a scenario."""
     table = Table(
-        title=f"{scenario.name}: {scenario.title}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"{section.name}: {section.title}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for index, head in enumerate(columns(scenario)):
+    for index, head in enumerate(section.head):
         table.add_column(head.replace(" ", "\n", 1), justify="left" if index == 0 else "right", no_wrap=True)
-    for point in scenario.points:
-        table.add_row(*cells(scenario, point))
+    for row in section.rows:
+        table.add_row(*row)
     console.print(table)
-    for note in notes(scenario):
+    for note in section.notes:
         console.print(f"  {note}", highlight=False, markup=False)
-    for point in scenario.points:
-        for error in next((each.errors for each in point.rounds if each.errors), [])[:1]:
-            console.print(f"  {point.route}, {point.clients} clients: {error}", style="red", markup=False)
+    for error in section.errors:
+        console.print(f"  {error}", style="red", markup=False)
     console.print()
 
 
@@ -99,10 +123,12 @@ def notes(scenario: ScenarioResult) -> list[str]:
 def verdict_cells(verdict: Verdict) -> list[str]:
     """Return one row of the table of bars."""
     bar = verdict.bar
+    generation = bar.scenario.startswith("generation-")
+    unit = "stream" if generation else "client"
     word = {True: "met", False: "missed", None: "not measured"}[verdict.met]
     return [
-        f"{bar.scenario}, {bar.route}, {bar.clients} client{'s' if bar.clients > 1 else ''}",
-        METRIC_NAMES[bar.metric],
+        f"{bar.scenario}, {bar.route}, {bar.clients} {unit}{'s' if bar.clients > 1 else ''}",
+        describe(bar.metric) if generation else METRIC_NAMES[bar.metric],
         f"{'≤' if bar.upper else '≥'} {bar.limit:.2f}",
         number(verdict.value),
         word,
