@@ -40,6 +40,15 @@ REQUEST_ID: Final = "x-request-id"
 STATUS_HEADER: Final = "x-http-status"
 
 
+StatusOf = Callable[[HeadraceError], tuple[grpc.StatusCode, str]]
+"""How a family shows an error over gRPC: code and message."""
+
+
+def grpc_status(error: HeadraceError) -> tuple[grpc.StatusCode, str]:
+    """Return code and message of an error where its family does not say otherwise."""
+    return status_of(error).code, error.message
+
+
 class Undecodable:
     """Stands for a request that is not a valid message, so that its error has the family's shape."""
 
@@ -78,9 +87,13 @@ class Interceptors:
         self._ids = (f"{prefix}-{number:08x}" for number in itertools.count(1))
 
     def unary(
-        self, protocol: str, name: str, method: Callable[[Any, Call], Awaitable[Any]]
+        self,
+        protocol: str,
+        name: str,
+        method: Callable[[Any, Call], Awaitable[Any]],
+        status: StatusOf = grpc_status,
     ) -> Callable[[Any, Context], Awaitable[Any]]:
-        """Wrap a method that takes one message and answers one."""
+        """Wrap a method that answers one message; ``status`` says how an error looks in its family."""
 
         async def handle(request: Any, context: Context) -> Any:
             call = Call(context, protocol)
@@ -95,9 +108,9 @@ class Interceptors:
                 raise
             except Exception as error:  # noqa: BLE001 - the RPC ends with its status
                 failure = self._domain(error, call)
-                code = status_of(failure).code.name
+                code = status(failure)[0].name
                 try:
-                    await self._abort(failure, call)
+                    await self._abort(failure, call, status)
                 finally:
                     del failure  # its traceback holds this frame: a cycle that would keep the model alive
             else:
@@ -108,7 +121,11 @@ class Interceptors:
         return handle
 
     def stream(
-        self, protocol: str, name: str, method: Callable[[Any, Call], AsyncGenerator[Any, None]]
+        self,
+        protocol: str,
+        name: str,
+        method: Callable[[Any, Call], AsyncGenerator[Any, None]],
+        status: StatusOf = grpc_status,
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         """Wrap a method that answers a stream (of one message or of a stream)."""
 
@@ -128,9 +145,9 @@ class Interceptors:
                 raise
             except Exception as error:  # noqa: BLE001 - the RPC ends with its status
                 failure = self._domain(error, call)
-                code = status_of(failure).code.name
+                code = status(failure)[0].name
                 try:
-                    await self._abort(failure, call)
+                    await self._abort(failure, call, status)
                 finally:
                     del failure  # its traceback holds this frame: a cycle that would keep the model alive
             finally:
@@ -202,9 +219,13 @@ class Interceptors:
                 if isinstance(reply, HttpReply):
                     yield await _send_reply(context, reply)
                     return
-                await context.send_initial_metadata(reply.headers)
                 content_type = reply.content_type
-                async with contextlib.aclosing(pieces(reply, limit)) as chunks:
+                # Both are closed whatever happens: a stream that was never begun would keep its slot.
+                async with (
+                    contextlib.aclosing(reply.chunks),
+                    contextlib.aclosing(pieces(reply, limit)) as chunks,
+                ):
+                    await context.send_initial_metadata(reply.headers)
                     try:
                         async for chunk in chunks:
                             yield HttpBody(content_type=content_type, data=chunk)
@@ -249,16 +270,16 @@ class Interceptors:
         log.error("internal error", request_id=request_id, protocol=call.protocol, exc_info=error)
         return HeadraceError(f"internal error (request id {request_id})", request_id=request_id)
 
-    async def _abort(self, error: HeadraceError, call: Call) -> NoReturn:
+    async def _abort(self, error: HeadraceError, call: Call, status: StatusOf) -> NoReturn:
         """End the RPC with the error's status; raises grpc's AbortError, which only grpc catches."""
-        status = status_of(error)
+        code, message = status(error)
         metadata: list[tuple[str, str | bytes]] = [
             (REQUEST_ID, self._request_id(call)),
             ("grpc-status-details-bin", _details(error)),
         ]
-        if status.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             metadata.append(("retry-after", "1"))
-        await call.context.abort(status.code, error.message, tuple(metadata))
+        await call.context.abort(code, message, tuple(metadata))
 
 
 def _details(error: HeadraceError) -> bytes:

@@ -105,7 +105,7 @@ class Echo:
             "request_deserializer": request.FromString,
             "response_serializer": response.SerializeToString,
         }
-        if method.server_streaming:
+        if method.name == "Events":
             return grpc.unary_stream_rpc_method_handler(self.events, **codecs)
         special = {"Typed": self.typed, "Wait": self.wait}
         answer = special.get(method.name, self.unary)
@@ -113,6 +113,11 @@ class Echo:
         async def unary(message: Any, context: Any) -> Any:
             return await answer(message, context, method.full_name)
 
+        async def stream(message: Any, context: Any) -> Any:
+            yield await answer(message, context, method.full_name)
+
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, **codecs)
         return grpc.unary_unary_rpc_method_handler(unary, **codecs)
 
 
