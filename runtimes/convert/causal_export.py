@@ -6,6 +6,7 @@ its ends. Nothing of GenAI is used when the model is served.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -57,6 +58,9 @@ def save(model: onnx.ModelProto, target: Path) -> None:
 
 def _build(folder: Path, target: Path, cache: Path, say: Callable[[str], None]) -> None:
     """Run the builder; its progress goes to ``say``."""
+    if importlib.util.find_spec(_BUILDER.partition(".")[0]) is None:
+        msg = "the ONNX export needs onnxruntime-genai; pip install 'headrace[demo]'"
+        raise ConversionError(msg)
     command = [sys.executable, "-m", _BUILDER, "-i", str(folder), "-o", str(target), "-c", str(cache)]
     command += ["-p", "fp32", "-e", "cpu", "--extra_options", "hf_token=false"]
     last: deque[str] = deque(maxlen=_LOG_LINES)

@@ -25,7 +25,8 @@ class GenerationSpec:
         max_sequences: sequences that run at once, at least 1; a decoder has as many slots.
         kv_tokens: tokens that all running sequences and the cached prefixes may hold together.
         block_tokens: tokens in a KV block.
-        step_tokens: most tokens computed in a step while sequences decode; long prompts are cut into chunks.
+        step_tokens: tokens of prompts computed in a step while sequences decode; long prompts are cut into
+            chunks. More, where many more requests wait than run.
         prefill_tokens: the same while none decodes.
         prefix_cache: whether prefixes are kept for later requests.
         draft_tokens: tokens guessed by prompt lookup in each step; 0 guesses none.

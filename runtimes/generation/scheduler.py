@@ -27,6 +27,10 @@ than the chance that a guess is right."""
 SCORED_TOKENS: Final = 128
 """Longest chunk of a prompt whose logprobs are wanted: its logits are one row of the vocabulary for each."""
 
+STRETCH: Final = 4
+"""A chunk may be this part longer than the budget when that ends its prompt: the rest would cost another pass
+over the weights."""
+
 _order = attrgetter("order")
 
 
@@ -79,10 +83,7 @@ class Scheduler:
         plan = Plan()
         prefills = self._plan_decodes(plan)
         decoding = len(plan.sequences)
-        budget = self._spec.prefill_tokens
-        if decoding:
-            # a step full of decodes still moves a prompt on
-            budget = max(self._spec.step_tokens - decoding, self._size)
+        budget = self._prefill_budget(decoding)
         # a chunk costs a pass over the model's weights, however short: one below a block is not begun
         for sequence in prefills:
             left = len(sequence.tokens) - sequence.computed
@@ -99,6 +100,18 @@ class Scheduler:
         if self._spec.draft_tokens and len(plan.sequences) == decoding <= DRAFTING_SEQUENCES:
             self._plan_drafts(plan, self._spec.step_tokens - decoding)
         return plan
+
+    def _prefill_budget(self, decoding: int) -> int:
+        """Return how many tokens of prompts a step computes beside ``decoding`` sequences.
+
+        Decodes cost a pass of their own, so they take nothing from it. Where many more wait than run, all are
+        better off when prompts go first: the batch is full sooner, and a full batch makes more of a step.
+        """
+        spec = self._spec
+        if not decoding:
+            return spec.prefill_tokens
+        burst = min(spec.prefill_tokens, spec.step_tokens * (len(self.waiting) // decoding))
+        return max(spec.step_tokens, burst, self._size)
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Note that the KV cache holds ``computed`` tokens of a sequence; full blocks can be found now."""
@@ -201,10 +214,13 @@ class Scheduler:
         start = sequence.computed
         total = len(sequence.tokens)
         request = sequence.request
-        count = min(most, total - start)
+        count = total - start
+        if count > most + most // STRETCH:
+            count = most
         if request.unscored:
             count = min(count, SCORED_TOKENS)
-            logits = start + count - max(start, len(request.scored or ()) - 1)
+            # after a preemption the first chunks are scored already
+            logits = max(start + count - max(start, len(request.scored or ()) - 1), 0)
         else:
             logits = 1 if start + count == total and request.last > len(request.prompt) else 0
         end = start + count

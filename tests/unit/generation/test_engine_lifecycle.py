@@ -59,7 +59,7 @@ def test_long_prompts_are_cut_so_that_others_decode_meanwhile() -> None:
     for _ in range(3):
         bench.step()
     sizes = [[len(chunk.tokens) for chunk in step] for step in bench.decoder.steps]
-    assert sizes == [[4], [1, 7], [1, 7], [1, 7]]
+    assert sizes == [[4], [1, 8], [1, 8], [1, 8]]
     bench.run()
     bench.assert_empty()
 
@@ -182,7 +182,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_abort_at_any_step_frees_everything_and_hurts_nobody(kind: str) -> None:
-    for steps in range(14):
+    for steps in range(12):
         bench = Bench(make_spec(step_tokens=6, prefill_tokens=6, draft_tokens=2, max_sequences=4))
         aborted = bench.add(prompt_of(13), KINDS[kind])
         other = bench.add(prompt_of(9, 1), GREEDY)

@@ -58,7 +58,7 @@ SPECS = {
     "five tokens a chunk": make_spec(step_tokens=8, prefill_tokens=5),
     "one slot": make_spec(max_sequences=3),
     "scarce blocks": make_spec(max_sequences=6, kv_tokens=132),
-    "scarce large blocks": make_spec(max_sequences=8, kv_tokens=192, block_tokens=16),
+    "scarce large blocks": make_spec(max_sequences=8, kv_tokens=176, block_tokens=16),
     "no cache": make_spec(prefix_cache=False),
     "drafts": make_spec(draft_tokens=4),
     "drafts and scarce blocks": make_spec(draft_tokens=3, max_sequences=6, kv_tokens=132),

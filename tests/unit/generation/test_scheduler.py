@@ -71,6 +71,26 @@ def test_prompts_fill_the_budget_first_come_first_served() -> None:
     assert desk.sizes() == [(0, 1), (1, 1), (2, 1)]
 
 
+def test_the_end_of_a_prompt_is_not_left_for_a_step_of_its_own() -> None:
+    desk = Desk(make_spec(prefill_tokens=16, step_tokens=8))
+    desk.add(20)
+    assert desk.sizes() == [(0, 20)]
+    desk.add(21)
+    assert [desk.sizes()[1] for _ in range(3)] == [(1, 8), (1, 8), (1, 5)]
+    desk.add(10)
+    assert desk.sizes()[2] == (2, 10)
+
+
+def test_prompts_go_first_where_many_more_wait_than_run() -> None:
+    desk = Desk(make_spec(prefill_tokens=24, step_tokens=8, max_sequences=8))
+    desk.add(8)
+    desk.sizes()
+    for _ in range(6):
+        desk.add(8)
+    assert [size for _, size in desk.sizes()] == [1, 8, 8, 8]
+    assert [size for _, size in desk.sizes()] == [1, 1, 1, 1, 8]
+
+
 def test_only_the_last_token_of_a_prompt_gets_logits() -> None:
     desk = Desk(make_spec(prefill_tokens=4))
     desk.add(10)
