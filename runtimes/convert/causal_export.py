@@ -44,7 +44,7 @@ def export(folder: Path, target: Path, *, say: Callable[[str], None]) -> None:
         built = Path(scratch, "built")
         model = onnx.load(built / MODEL)
         decoder = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
-        save(adapt(model, head_size=int(decoder["head_size"])), target)
+        save(adapt(model, head_size=int(decoder["head_size"]), window=_window(folder)), target)
 
 
 def save(model: onnx.ModelProto, target: Path) -> None:
@@ -56,13 +56,23 @@ def save(model: onnx.ModelProto, target: Path) -> None:
     (target / DATA).chmod(_READABLE)
 
 
+def _window(folder: Path) -> int:
+    """How many tokens back all layers look; 0 for all, or where layers differ (the builder sets that)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "layer_types" in config or not config.get("use_sliding_window", True):
+        return 0
+    return int(config.get("sliding_window") or 0)
+
+
 def _build(folder: Path, target: Path, cache: Path, say: Callable[[str], None]) -> None:
     """Run the builder; its progress goes to ``say``."""
     if importlib.util.find_spec(_BUILDER.partition(".")[0]) is None:
-        msg = "the ONNX export needs onnxruntime-genai; pip install 'headrace[demo]'"
+        msg = "the ONNX export needs onnxruntime-genai; pip install 'headrace[convert]'"
         raise ConversionError(msg)
     command = [sys.executable, "-m", _BUILDER, "-i", str(folder), "-o", str(target), "-c", str(cache)]
     command += ["-p", "fp32", "-e", "cpu", "--extra_options", "hf_token=false"]
+    # Every layer keeps its whole cache: rows are copied, cut and shared by token.
+    command += ["windowed_kv_cache=false"]
     last: deque[str] = deque(maxlen=_LOG_LINES)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True

@@ -27,8 +27,11 @@ def copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def write_config(target: Path, backend: str) -> None:
-    """Write ``target``/config.pbtxt of a model that generates text; ``target``'s name is the model's."""
+def write_config(target: Path, backend: str, *, default: bool = False) -> None:
+    """Write ``target``/config.pbtxt of a model that generates text; ``target``'s name is the model's.
+
+    ``default`` makes it the one for requests that name no model.
+    """
     pbtxt.write(
         target,
         pbtxt.ModelConfig(
@@ -36,6 +39,6 @@ def write_config(target: Path, backend: str) -> None:
             backend=backend,
             inputs=[pbtxt.Tensor("text_input", "STRING", [1])],
             outputs=[pbtxt.Tensor("text_output", "STRING", [-1])],
-            parameters={"task": "generate"},
+            parameters={"task": "generate"} | ({"default": "true"} if default else {}),
         ),
     )

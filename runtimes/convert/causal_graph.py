@@ -33,8 +33,10 @@ _AFTER_HEAD: Final = frozenset({"Add", "Cast", "Div", "Mul", "Tanh", "Where"})
 """What an architecture may do with logits: bias, scale, soft cap, mask out ids."""
 
 
-def adapt(model: onnx.ModelProto, *, head_size: int) -> onnx.ModelProto:
+def adapt(model: onnx.ModelProto, *, head_size: int, window: int = 0) -> onnx.ModelProto:
     """Change ``model`` in place and return it.
+
+    ``window`` is how many tokens back every layer looks, 0 for all; it counts where the exporter set none.
 
     Raises:
         ConversionError: the graph is not a decoder whose layers are all grouped-query attention with a KV
@@ -42,6 +44,7 @@ def adapt(model: onnx.ModelProto, *, head_size: int) -> onnx.ModelProto:
     """
     graph = model.graph
     _feed_lengths(graph)
+    _look_back(graph, window)
     _choose_logits(graph)
     _share_embedding(graph)
     _drop_unused(graph)
@@ -74,6 +77,19 @@ def _feed_lengths(graph: onnx.GraphProto) -> None:
             helper.make_tensor_value_info(TOTAL, TensorProto.INT32, [1]),
         ]
     )
+
+
+def _look_back(graph: onnx.GraphProto, window: int) -> None:
+    found = [
+        attribute
+        for node in graph.node
+        if node.op_type == _ATTENTION
+        for attribute in node.attribute
+        if attribute.name == "local_window_size"
+    ]
+    if window and all(attribute.i < 1 for attribute in found):
+        for attribute in found:
+            attribute.i = window
 
 
 def _choose_logits(graph: onnx.GraphProto) -> None:

@@ -1,8 +1,9 @@
 """Quantises the linear layers of a decoder graph to 8 or 4 bits; activations and attention stay float32.
 
 4-bit codes of weights that were quantised before (as those of GGUF files are) would be rounded twice. Such
-matrices are found by trying, and keep their values exactly: besides the codes each block has a shift, which
-works on the sum of the block's inputs. These sums go into the product as further inputs.
+matrices are found by trying, and keep their values but for a thirtieth of a step: besides the codes each
+block has a shift, which works on the sum of the block's inputs. These sums go into the product as further
+inputs, and the shifts as further weights, 4 bits too.
 """
 
 from __future__ import annotations

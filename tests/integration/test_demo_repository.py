@@ -72,7 +72,8 @@ def test_every_model_has_a_configuration_and_a_version(demo_repository: Path, na
     assert found.name == name
     assert found.input
     assert found.output
-    assert found.parameters["task"].string_value in {"embed", "classify", "rerank", "predict", "tensors"}
+    tasks = {"embed", "classify", "rerank", "predict", "generate", "tensors"}
+    assert found.parameters["task"].string_value in tasks
     assert (demo_repository / name / "1").is_dir()
     for output in found.output:
         if output.label_filename:
@@ -88,7 +89,12 @@ def test_each_task_has_one_default(demo_repository: Path) -> None:
         for name in RECIPES
         if "default" in (found := config(demo_repository, name)).parameters
     ]
-    assert sorted(defaults) == [("classify", "sentiment"), ("embed", "minilm"), ("predict", "diabetes")]
+    assert sorted(defaults) == [
+        ("classify", "sentiment"),
+        ("embed", "minilm"),
+        ("generate", "smollm2"),
+        ("predict", "diabetes"),
+    ]
 
 
 def test_tensors_of_a_graph_are_those_of_the_configuration(demo_repository: Path) -> None:

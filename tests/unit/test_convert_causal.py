@@ -324,3 +324,24 @@ def test_an_architecture_that_cannot_be_exported_is_named(tmp_path: Path) -> Non
             tmp_path / "hf", tmp_path / "x", precision="fp32", force=False, progress=lambda _: None
         )
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Qwen3", {"tie_word_embeddings": False}),
+        ("Mistral", {"sliding_window": 16}),
+        ("Gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 16}),
+    ],
+)
+def test_other_architectures_compute_what_transformers_does(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    """Untied embeddings, normalised queries, windows, soft caps behind the last layer."""
+    write_tiny_llama(tmp_path / "hf", kind, **changes)
+    checks = causal.convert(
+        tmp_path / "hf", tmp_path / "tiny", precision="fp32", force=False, progress=lambda _: None
+    )
+    assert float(checks["greedy_agreement"]) == 1
+    assert float(checks["mean_logprob_difference"]) < 1e-4
