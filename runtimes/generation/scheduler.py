@@ -104,13 +104,13 @@ class Scheduler:
     def _prefill_budget(self, decoding: int) -> int:
         """Return how many tokens of prompts a step computes beside ``decoding`` sequences.
 
-        Decodes cost a pass of their own, so they take nothing from it. Where many more wait than run, all are
-        better off when prompts go first: the batch is full sooner, and a full batch makes more of a step.
+        Decodes cost a pass of their own, so they take nothing from it. Every request that waits brings a chunk:
+        where many do, the batch is full sooner, and a full batch makes more of a step.
         """
         spec = self._spec
         if not decoding:
             return spec.prefill_tokens
-        burst = min(spec.prefill_tokens, spec.step_tokens * (len(self.waiting) // decoding))
+        burst = min(spec.prefill_tokens, spec.step_tokens * len(self.waiting))
         return max(spec.step_tokens, burst, self._size)
 
     def advance(self, sequence: Sequence, computed: int) -> None:

@@ -81,14 +81,14 @@ def test_the_end_of_a_prompt_is_not_left_for_a_step_of_its_own() -> None:
     assert desk.sizes()[2] == (2, 10)
 
 
-def test_prompts_go_first_where_many_more_wait_than_run() -> None:
+def test_each_request_that_waits_brings_a_chunk() -> None:
     desk = Desk(make_spec(prefill_tokens=24, step_tokens=8, max_sequences=8))
     desk.add(8)
     desk.sizes()
     for _ in range(6):
         desk.add(8)
     assert [size for _, size in desk.sizes()] == [1, 8, 8, 8]
-    assert [size for _, size in desk.sizes()] == [1, 1, 1, 1, 8]
+    assert [size for _, size in desk.sizes()] == [1, 1, 1, 1, 8, 8, 8]
 
 
 def test_only_the_last_token_of_a_prompt_gets_logits() -> None:
