@@ -104,8 +104,8 @@ class Scheduler:
     def _prefill_budget(self, decoding: int) -> int:
         """Return how many tokens of prompts a step computes beside ``decoding`` sequences.
 
-        Decodes cost a pass of their own, so they take nothing from it. Every request that waits brings a chunk:
-        where many do, the batch is full sooner, and a full batch makes more of a step.
+        Decodes cost a pass of their own, so they take nothing from it. Every request that waits brings a
+        chunk: where many do, the batch is full sooner, and a full batch makes more of a step.
         """
         spec = self._spec
         if not decoding:
