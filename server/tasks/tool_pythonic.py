@@ -20,6 +20,7 @@ class _Kind(Enum):
     UNKNOWN = auto()
     TEXT = auto()
     CALLS = auto()
+    OVER = auto()  # the list has ended
 
 
 class PythonicCalls:
@@ -44,6 +45,8 @@ class PythonicCalls:
         if self._kind is _Kind.TEXT:
             return Parsed(text)
         self._text += "" if self.calls else text
+        if self._kind is _Kind.OVER:
+            return Parsed("")
         self._buffer += text
         if self._kind is _Kind.UNKNOWN:
             self._kind = self._decide()
@@ -97,7 +100,8 @@ class PythonicCalls:
                     self._buffer = buffer[end:]
                     return buffer[start:end].lstrip(SPACE + ",[")
                 if self._depth < 0:  # the end of the list: what follows is none of it
-                    self._buffer, self._place, self._depth = "", 0, 0
+                    self._buffer = ""
+                    self._kind = _Kind.OVER
                     return None
         return None
 

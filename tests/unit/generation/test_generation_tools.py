@@ -117,6 +117,12 @@ def test_any_text_in_any_pieces_reads_the_same(form: str, pieces: list[str], siz
         assert content == text
 
 
+def test_what_follows_the_list_of_pythonic_calls_is_none_of_it() -> None:
+    text = " [f(a='x')][f(a='y')]"
+    for size in range(1, len(text) + 1):
+        assert read(ToolPlan("pythonic"), text, size) == ("", [("f", '{"a": "x"}')])
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
