@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from headrace.server.codecs.json_body import encode
-from headrace.server.codecs.text_inputs import Inputs, PairInputs
+from headrace.server.codecs.text_inputs import Inputs, PairInputs, direction
 from headrace.server.errors import (
     BatchTooLargeError,
     ExecutionFailedError,
@@ -25,6 +25,7 @@ from headrace.server.errors import (
     status_of,
 )
 from headrace.server.tasks.classify import Classifications
+from headrace.server.tasks.embed import EmbedOptions
 from headrace.server.tasks.rerank import Ranking
 from headrace.server.tasks.sparse import Weights
 
@@ -108,6 +109,21 @@ class DocumentsBody(msgspec.Struct):
     top_n: int | None = None
     return_documents: bool | None = None
     model: str | None = None
+
+
+def embed_options(body: EmbedBody | SimilarityParameters) -> EmbedOptions:
+    """Return how a body asks to be embedded.
+
+    Raises:
+        InvalidArgumentError: ``truncation_direction`` is another word than left or right.
+    """
+    return EmbedOptions(
+        normalize=body.normalize if isinstance(body, EmbedBody) else None,
+        dimensions=body.dimensions if isinstance(body, EmbedBody) else None,
+        truncate=body.truncate,
+        direction=direction(body.truncation_direction),
+        prompt_name=body.prompt_name,
+    )
 
 
 def sparse_json(rows: Sequence[Weights]) -> bytes:

@@ -14,7 +14,7 @@ from headrace.server.errors import InputEmptyError, TaskNotSupportedError
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.tasks.classify import ClassifyOptions, classify
-from headrace.server.tasks.embed import EmbedOptions, embed
+from headrace.server.tasks.embed import embed
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.predict import predict
 from headrace.server.tasks.rerank import RerankOptions, rerank
@@ -59,14 +59,7 @@ class TeiService:
         body = decode(request.body.data, tei.EmbedBody)
         inputs = texts(body.inputs, field="inputs", limit=self._max_batch)
         model = self._resolve(call, body.model, Task.EMBED)
-        options = EmbedOptions(
-            normalize=body.normalize,
-            dimensions=body.dimensions,
-            truncate=body.truncate,
-            direction=direction(body.truncation_direction),
-            prompt_name=body.prompt_name,
-        )
-        result = await embed(self._tokenizing, model, inputs, options)
+        result = await embed(self._tokenizing, model, inputs, tei.embed_options(body))
         vectors = result.vectors
         answer = await call_by_size(self._tokenizing, vectors.nbytes, json_vectors, vectors)
         return HttpReply(answer, headers=compute_headers(inputs, result.token_counts, result.timings))

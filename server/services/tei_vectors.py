@@ -8,13 +8,12 @@ from headrace.server.codecs import tei
 from headrace.server.codecs.http_headers import compute_headers, retry_headers
 from headrace.server.codecs.json_body import decode, encode
 from headrace.server.codecs.tei_info import TEXT_TASKS
-from headrace.server.codecs.text_inputs import check_count, direction, texts
+from headrace.server.codecs.text_inputs import check_count, texts
 from headrace.server.codecs.vectors import json_token_vectors
 from headrace.server.errors import InputEmptyError, InvalidJsonError
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.tasks import text_tokens
-from headrace.server.tasks.embed import EmbedOptions
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.similarity import similarities
 from headrace.server.tasks.sparse import embed_sparse
@@ -48,7 +47,7 @@ class TeiVectorsService:
         body = decode(request.body.data, tei.EmbedBody)
         inputs = texts(body.inputs, field="inputs", limit=self._max_batch)
         result = await embed_tokens(
-            self._tokenizing, self._embedder(call, body.model), inputs, _options(body)
+            self._tokenizing, self._embedder(call, body.model), inputs, tei.embed_options(body)
         )
         size = sum(vectors.nbytes for vectors in result.vectors)
         answer = await call_by_size(self._tokenizing, size, json_token_vectors, result.vectors)
@@ -61,7 +60,7 @@ class TeiVectorsService:
         body = decode(request.body.data, tei.EmbedBody)
         inputs = texts(body.inputs, field="inputs", limit=self._max_batch)
         result = await embed_sparse(
-            self._tokenizing, self._embedder(call, body.model), inputs, _options(body)
+            self._tokenizing, self._embedder(call, body.model), inputs, tei.embed_options(body)
         )
         answer = await self._tokenizing.run(tei.sparse_json, result.rows)
         return HttpReply(answer, headers=compute_headers(inputs, result.token_counts, result.timings))
@@ -71,7 +70,7 @@ class TeiVectorsService:
         body = decode(request.body.data, tei.SimilarityBody)
         source, sentences = body.inputs.source_sentence, body.inputs.sentences
         check_count(len(sentences), self._max_batch)
-        options = _options(body.parameters or tei.SimilarityParameters())
+        options = tei.embed_options(body.parameters or tei.SimilarityParameters())
         model = self._embedder(call, body.model)
         values, counts, times = await similarities(self._tokenizing, model, source, sentences, options)
         return HttpReply(encode(values), headers=compute_headers([source, *sentences], counts, times))
@@ -106,11 +105,3 @@ class TeiVectorsService:
         """Answer ``{"error", "error_type"}``."""
         status, body = tei.error_json(error, oicm=call.surface == "oicm")
         return HttpReply(body, status=status, headers=retry_headers(status))
-
-
-def _options(body: tei.EmbedBody | tei.SimilarityParameters) -> EmbedOptions:
-    return EmbedOptions(
-        truncate=body.truncate,
-        direction=direction(body.truncation_direction),
-        prompt_name=body.prompt_name,
-    )
