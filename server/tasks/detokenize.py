@@ -85,6 +85,8 @@ class _Pieces:
         if token_id in self._skip:
             return ""
         piece = self._piece(token_id)
+        if piece == "":  # an id without a token: what is around it belongs together
+            return ""
         if isinstance(piece, str):
             text = self.flush() + piece if self._pending else piece
         else:

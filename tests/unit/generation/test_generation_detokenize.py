@@ -142,6 +142,14 @@ def test_any_tokens_give_the_text_of_the_library(name: str, data: st.DataObject,
         assert found == expected
 
 
+@pytest.mark.parametrize("name", ["byte-fallback", "byte-fallback-gemma"])
+def test_an_id_without_a_token_does_not_part_a_character(name: str) -> None:
+    known = vocabulary(name)
+    first, second = (known.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "é".encode())
+    none = known.tokenizer.get_vocab_size() + 1
+    assert "".join(deltas(known, [first, none, second])) == "é"
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(before=st.sampled_from(["The", "Hello, wor", "東京", "x 👍🏽"]), after=st.sampled_from(CORPUS))
 @settings(max_examples=20, deadline=None)
