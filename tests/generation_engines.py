@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,9 +92,9 @@ class Result:
 class Bench:
     """An engine, its decoder and the results of all requests so far."""
 
-    def __init__(self, spec: GenerationSpec, *, paged: bool = False) -> None:
+    def __init__(self, spec: GenerationSpec, *, paged: bool = False, together: bool = True) -> None:
         self.spec = spec
-        self.decoder = HashDecoder(spec, VOCABULARY, paged=paged)
+        self.decoder = HashDecoder(spec, VOCABULARY, paged=paged, together=together)
         self.engine = Engine(self.decoder, Sampler(VOCABULARY, spec.eos_ids), spec)
         self.results: dict[int, Result] = {}
 
@@ -109,8 +109,8 @@ class Bench:
             assert not isinstance(event, Event.__args__[0])  # Accepted: the loop's affair
             self.results[event.request].take(event)
 
-    def step(self) -> None:
-        self.engine.step(self.take)
+    def step(self, listen: Callable[[], None] | None = None) -> None:
+        self.engine.step(self.take, listen)
 
     def run(self, most: int = 5000) -> None:
         for _ in range(most):

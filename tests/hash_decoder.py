@@ -34,10 +34,13 @@ class HashDecoder:
 
     platform = "hash"
 
-    def __init__(self, spec: GenerationSpec, vocabulary_size: int = 40, *, paged: bool = False) -> None:
+    def __init__(
+        self, spec: GenerationSpec, vocabulary_size: int = 40, *, paged: bool = False, together: bool = True
+    ) -> None:
         self.vocabulary_size = vocabulary_size
         self.spec = spec
         self.paged = paged
+        self.together = together
         self.pool = np.full((spec.kv_tokens // spec.block_tokens, spec.block_tokens), POISON, np.int32)
         self.rows = np.full((spec.max_sequences, spec.max_tokens), POISON, np.int32)
         self.held: set[int] = set()
@@ -54,6 +57,7 @@ class HashDecoder:
         assert chunks
         slots = [chunk.slot for chunk in chunks]
         assert len(set(slots)) == len(slots)
+        assert self.together or len(chunks) == 1 or all(len(chunk.tokens) == 1 for chunk in chunks)
         rows = [row for chunk in chunks for row in self._compute(chunk)]
         if any(self.fail_on in chunk.tokens for chunk in chunks):
             raise ModelError("the decoder was told to fail")

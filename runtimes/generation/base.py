@@ -80,6 +80,14 @@ class Decoder(Protocol):
     def platform(self) -> str:
         """What executes the model, as ``TensorModel.platform``."""
 
+    @property
+    def together(self) -> bool:
+        """Whether a step computes chunks of many tokens together.
+
+        Where each takes a run of its own anyway, the engine asks for them one at a time: it tells of tokens
+        as they come and leaves out what nobody waits for any more.
+        """
+
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Compute all chunks and return their logits, ``[sum of chunk.logits, vocabulary_size]``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from headrace.runtimes.generation.postprocess import Postprocessor, failure
 from headrace.runtimes.generation.sampling import Sampler
 from headrace.runtimes.generation.scheduler import Plan, Scheduler
 from headrace.runtimes.generation.sequence import Request
+from headrace.runtimes.generation.step_times import StepTimes
 
 if TYPE_CHECKING:
     from headrace.runtimes.generation.structured import CompiledGrammar
@@ -38,6 +40,8 @@ class Engine:
         self._context = min(spec.max_tokens, self._blocks.total * spec.block_tokens)
         self._arrivals = 0
         self._steps = 0
+        self._prefills = StepTimes()
+        self._decodes = StepTimes()
         self._prompt_tokens = 0
 
     @property
@@ -49,6 +53,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """The present state and the totals; prefix queries and hits are in tokens."""
         scheduler = self._scheduler
+        prefills, decodes = self._prefills, self._decodes
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -61,6 +66,16 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._postprocessor.generated,
             steps=self._steps,
+            prefill_steps=prefills.steps,
+            prefill_failures=prefills.failures,
+            prefill_ns=prefills.ns,
+            prefill_forward_ns=prefills.forward_ns,
+            prefill_choice_ns=prefills.choice_ns,
+            decode_steps=decodes.steps,
+            decode_failures=decodes.failures,
+            decode_ns=decodes.ns,
+            decode_forward_ns=decodes.forward_ns,
+            decode_choice_ns=decodes.choice_ns,
         )
 
     def refusal(self, message: Add) -> str | None:
@@ -125,25 +140,43 @@ class Engine:
             request.sequences.remove(sequence)
         return True
 
-    def step(self, emit: Emit) -> None:
-        """Compute one step; ``emit`` is called with what starts before it and with what came out of it."""
+    def step(self, emit: Emit, listen: Callable[[], None] | None = None) -> None:
+        """Compute one step; ``emit`` is called with what starts before it and with what comes out of it.
+
+        ``listen`` is called whenever the decoder has done a part: requests may be added and ended then.
+        """
+        begin = time.perf_counter_ns()
         plan = self._scheduler.plan()
         if plan.started:
             self._prompt_tokens += sum(len(request.prompt) for request in plan.started)
             emit([Started(request.identifier, request.sequences[0].cached) for request in plan.started])
         self._steps += 1
+        for part in (plan,) if self._decoder.together else plan.passes():
+            events = self._run(part, begin)
+            if events:
+                emit(events)
+            if listen is not None:
+                listen()
+            begin = time.perf_counter_ns()
+
+    def _run(self, plan: Plan, begin: int) -> list[Event]:
+        """Compute the chunks of a plan, which was begun at ``begin`` (ns), and return what came out of them."""
+        times = self._prefills if plan.prefill else self._decodes
+        times.steps += 1
+        planned = time.perf_counter_ns()
         try:
             logits = self._compute(plan)
-        except Exception as error:  # noqa: BLE001 - the step's requests end, the engine does not
+        except Exception as error:  # noqa: BLE001 - the requests of these chunks end, the engine does not
+            times.failures += 1
             text = failure(error)
             requests = {sequence.request: None for sequence in plan.sequences}
             for request in requests:
                 self._close(request)
-            events: list[Event] = [Rejected(request.identifier, "execution", text) for request in requests]
-        else:
-            events = self._postprocessor.process(plan, logits)
-        if events:
-            emit(events)
+            return [Rejected(request.identifier, "execution", text) for request in requests]
+        computed = time.perf_counter_ns()
+        events = self._postprocessor.process(plan, logits)
+        times.add(begin, planned, computed, time.perf_counter_ns())
+        return events
 
     def _compute(self, plan: Plan) -> NDArray[np.float32]:
         logits = self._decoder.step(plan.chunks)

@@ -80,7 +80,7 @@ class Loop:
             if self._reader.closed:
                 return
             if self._engine.has_work:
-                self._engine.step(self._emit)
+                self._engine.step(self._emit, self._take_in)
             else:
                 self._sleep()
 
@@ -90,7 +90,7 @@ class Loop:
             os.eventfd_read(self._wake)
 
     def _take_in(self) -> None:
-        """Take all that has come: an abort frees its slot before the next step."""
+        """Take all that has come: an abort frees its slot before the next part of a step."""
         events: list[Event] = []
         freed = False
         while (message := self._reader.take(self._messages)) is not None:

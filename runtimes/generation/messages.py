@@ -93,7 +93,9 @@ class Rejected(msgspec.Struct, array_like=True, frozen=True, tag="rejected"):
 class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     """The state of an engine after a step, and totals since it started.
 
-    ``running`` and ``waiting`` count sequences; ``free_slots`` sequences that could run beside them.
+    ``running`` and ``waiting`` count sequences; ``free_slots`` sequences that could run beside them. Steps
+    that computed any part of a prompt are prefills, the others decodes: how many began, how many of them
+    failed, and the nanoseconds of whole steps, of the decoder in them, and of the choice of tokens after it.
     """
 
     running: int
@@ -107,6 +109,16 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     prompt_tokens: int
     generated_tokens: int
     steps: int
+    prefill_steps: int = 0
+    prefill_failures: int = 0
+    prefill_ns: int = 0
+    prefill_forward_ns: int = 0
+    prefill_choice_ns: int = 0
+    decode_steps: int = 0
+    decode_failures: int = 0
+    decode_ns: int = 0
+    decode_forward_ns: int = 0
+    decode_choice_ns: int = 0
 
 
 Event = Accepted | Started | PromptLogprobs | Tokens | Rejected

@@ -9,7 +9,7 @@ first in order can always go on, so everything ends.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
@@ -36,11 +36,32 @@ _order = attrgetter("order")
 
 @dataclass(slots=True)
 class Plan:
-    """One step: ``chunks[i]`` is of ``sequences[i]``; ``started`` are requests that never ran before."""
+    """One step: ``chunks[i]`` is of ``sequences[i]``; ``started`` are requests that never ran before.
+
+    ``prefill`` says that some chunk is of a prompt.
+    """
 
     sequences: list[Sequence] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     started: list[Request] = field(default_factory=list)
+    prefill: bool = False
+
+    def passes(self) -> Iterator[Plan]:
+        """Yield the single tokens together, then every longer chunk by itself.
+
+        Sequences that have lost their slot by then are left out: their request ended, or made room for others.
+        """
+        pairs = list(zip(self.sequences, self.chunks, strict=True))
+        longer = [pair for pair in pairs if len(pair[1].tokens) > 1]
+        if not longer:
+            yield self
+            return
+        single = [pair for pair in pairs if len(pair[1].tokens) == 1]
+        for group in (single, *([pair] for pair in longer)):
+            left = [pair for pair in group if pair[0].slot == pair[1].slot]
+            if left:
+                sequences, chunks = [sequence for sequence, _ in left], [chunk for _, chunk in left]
+                yield Plan(sequences, chunks, prefill=self.prefill and group is not single)
 
 
 class Scheduler:
@@ -97,7 +118,8 @@ class Scheduler:
                 admitted.request.started = True
                 plan.started.append(admitted.request)
             budget -= self._append(plan, admitted, budget)
-        if self._spec.draft_tokens and len(plan.sequences) == decoding <= DRAFTING_SEQUENCES:
+        plan.prefill = len(plan.sequences) > decoding
+        if self._spec.draft_tokens and not plan.prefill and decoding <= DRAFTING_SEQUENCES:
             self._plan_drafts(plan, self._spec.step_tokens - decoding)
         return plan
 

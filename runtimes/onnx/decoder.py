@@ -103,6 +103,11 @@ class OnnxDecoder:
         """Triton's name for models that ONNX Runtime executes."""
         return "onnxruntime_onnx"
 
+    @property
+    def together(self) -> bool:
+        """Only single tokens share a run: behind a past the attention operator takes one row of many tokens."""
+        return False
+
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Compute all chunks: single tokens together in one run, longer chunks each in one of its own.
 

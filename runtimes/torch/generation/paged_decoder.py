@@ -49,6 +49,11 @@ class PagedDecoder:
         """Triton's name for models that torch executes."""
         return "pytorch_libtorch"
 
+    @property
+    def together(self) -> bool:
+        """All tokens of a step go through the layers together."""
+        return True
+
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Compute all chunks; see ``Decoder``.
 

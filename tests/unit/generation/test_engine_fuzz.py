@@ -60,6 +60,7 @@ def specs(draw: st.DrawFn) -> GenerationSpec:
 @given(
     spec=specs(),
     paged=st.booleans(),
+    together=st.booleans(),
     arrivals=st.lists(
         st.tuples(PROMPTS, samplings(), st.integers(0, 6), st.none() | st.integers(0, 9)),
         min_size=1,
@@ -67,9 +68,12 @@ def specs(draw: st.DrawFn) -> GenerationSpec:
     ),
 )
 def test_any_mix(
-    spec: GenerationSpec, paged: bool, arrivals: list[tuple[list[int], Sampling, int, int | None]]
+    spec: GenerationSpec,
+    paged: bool,
+    together: bool,
+    arrivals: list[tuple[list[int], Sampling, int, int | None]],
 ) -> None:
-    bench = Bench(spec, paged=paged)
+    bench = Bench(spec, paged=paged, together=together)
     aborts: dict[int, int] = {}
     step = 0
     for prompt, sampling, pause, life in arrivals:
@@ -78,14 +82,10 @@ def test_any_mix(
             aborts[request] = step + life
         for _ in range(pause):
             step += 1
-            give_up(bench, aborts, step)
-            if bench.engine.has_work:
-                bench.step()
+            advance(bench, aborts, step)
     for _ in range(10):
         step += 1
-        give_up(bench, aborts, step)
-        if bench.engine.has_work:
-            bench.step()
+        advance(bench, aborts, step)
     bench.run()
     bench.assert_empty()
     for request, (prompt, sampling, _, _) in enumerate(arrivals):
@@ -94,7 +94,15 @@ def test_any_mix(
             assert bench.results[request].outcome() == wanted.outcome()
 
 
-def give_up(bench: Bench, aborts: dict[int, int], step: int) -> None:
+def advance(bench: Bench, aborts: dict[int, int], step: int) -> None:
+    """Take a step; requests with an odd number are given up between its parts, the others before it."""
+    give_up(bench, aborts, step, 0)
+    if bench.engine.has_work:
+        bench.step(lambda: give_up(bench, aborts, step, 1))
+    give_up(bench, aborts, step, 1)
+
+
+def give_up(bench: Bench, aborts: dict[int, int], step: int, remainder: int) -> None:
     for request, when in aborts.items():
-        if when == step:
+        if when == step and request % 2 == remainder:
             bench.engine.abort(request)

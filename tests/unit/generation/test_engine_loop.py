@@ -42,7 +42,7 @@ class Gate:
     def __init__(self) -> None:
         self.decoder = HashDecoder(SPEC, VOCABULARY)
         self.steps = threading.Semaphore(0)
-        self.platform = self.decoder.platform
+        self.platform, self.together = self.decoder.platform, self.decoder.together
         self.vocabulary_size = VOCABULARY
         self.copy, self.release, self.close = self.decoder.copy, self.decoder.release, self.decoder.close
 
