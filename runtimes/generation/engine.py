@@ -160,7 +160,7 @@ class Engine:
             begin = time.perf_counter_ns()
 
     def _run(self, plan: Plan, begin: int) -> list[Event]:
-        """Compute the chunks of a plan, which was begun at ``begin`` (ns), and return what came out of them."""
+        """Compute a plan that was begun at ``begin`` (ns), and return what came out of it."""
         times = self._prefills if plan.prefill else self._decodes
         times.steps += 1
         planned = time.perf_counter_ns()

@@ -49,7 +49,7 @@ class Plan:
     def passes(self) -> Iterator[Plan]:
         """Yield the single tokens together, then every longer chunk by itself.
 
-        Sequences that have lost their slot by then are left out: their request ended, or made room for others.
+        Sequences that have lost their slot by then are left out: their request ended or made room for others.
         """
         pairs = list(zip(self.sequences, self.chunks, strict=True))
         longer = [pair for pair in pairs if len(pair[1].tokens) > 1]

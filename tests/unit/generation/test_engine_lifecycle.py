@@ -375,37 +375,3 @@ def test_a_broken_grammar_ends_those_it_was_sampled_with_at_most(begins: bool) -
     assert (bench.results[0].rejected is None) is not begins
     assert len(bench.results[2].samples[0]) == 12
     bench.assert_empty()
-
-
-def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
-    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
-    requests = [bench.add(prompt_of(9, seed), GREEDY) for seed in range(3)]
-    left: list[bool] = []
-
-    def leave() -> None:
-        if not left:
-            left.append(bench.engine.abort(requests[1]))
-
-    bench.step(leave)
-    assert left == [True]
-    assert [chunk.slot for step in bench.decoder.steps for chunk in step] == [0, 2]
-    del bench.results[requests[1]]
-    bench.run()
-    for seed in (0, 2):
-        wanted = expected(prompt_of(9, seed), GREEDY, bench.spec)
-        assert bench.results[requests[seed]].outcome() == wanted.outcome()
-    bench.assert_empty()
-
-
-def test_a_part_that_fails_ends_its_own_request_only() -> None:
-    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
-    failing = bench.add([5, 2, 6], GREEDY)
-    other = bench.add(prompt_of(8, 1), GREEDY)
-    bench.decoder.fail_on = 2
-    bench.step()
-    assert bench.results[failing].rejected == Rejected(failing, "execution", "the decoder was told to fail")
-    assert len(bench.results[other].samples[0]) == 1
-    bench.decoder.fail_on = None
-    bench.run()
-    assert bench.results[other].outcome() == expected(prompt_of(8, 1), GREEDY, bench.spec).outcome()
-    bench.assert_empty()

@@ -1,0 +1,50 @@
+"""Steps that a decoder computes part by part: what happens in between."""
+
+from __future__ import annotations
+
+import random
+
+from generation_engines import VOCABULARY, Bench, expected, make_spec
+
+from headrace.runtimes.generation.messages import Rejected
+from headrace.runtimes.generation.parameters import Sampling
+
+GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(4, VOCABULARY), k=length)
+
+
+def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    requests = [bench.add(prompt_of(9, seed), GREEDY) for seed in range(3)]
+    left: list[bool] = []
+
+    def leave() -> None:
+        if not left:
+            left.append(bench.engine.abort(requests[1]))
+
+    bench.step(leave)
+    assert left == [True]
+    assert [chunk.slot for step in bench.decoder.steps for chunk in step] == [0, 2]
+    del bench.results[requests[1]]
+    bench.run()
+    for seed in (0, 2):
+        wanted = expected(prompt_of(9, seed), GREEDY, bench.spec)
+        assert bench.results[requests[seed]].outcome() == wanted.outcome()
+    bench.assert_empty()
+
+
+def test_a_part_that_fails_ends_its_own_request_only() -> None:
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    failing = bench.add([5, 2, 6], GREEDY)
+    other = bench.add(prompt_of(8, 1), GREEDY)
+    bench.decoder.fail_on = 2
+    bench.step()
+    assert bench.results[failing].rejected == Rejected(failing, "execution", "the decoder was told to fail")
+    assert len(bench.results[other].samples[0]) == 1
+    bench.decoder.fail_on = None
+    bench.run()
+    assert bench.results[other].outcome() == expected(prompt_of(8, 1), GREEDY, bench.spec).outcome()
+    bench.assert_empty()
