@@ -105,7 +105,7 @@ class OnnxDecoder:
 
     @property
     def together(self) -> bool:
-        """Only single tokens share a run: behind a past the operator for attention takes many of one row only."""
+        """Single tokens only: behind a past the operator for attention takes many tokens of one row."""
         return False
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
