@@ -23,6 +23,9 @@ from benchmarks.generation.scenarios import Scenario as GenerationScenario
 from benchmarks.results import RunResult
 from benchmarks.runner import Options, ScenarioRun
 from benchmarks.scenarios import SCENARIOS, Point, Scenario, points
+from benchmarks.soak import chart as soak_chart
+from benchmarks.soak import command as soak
+from benchmarks.soak.plan import PLAN, Plan
 from benchmarks.verify import WrongAnswerError
 
 HERE = Path(__file__).parent
@@ -48,13 +51,15 @@ def main(
         int | None, typer.Option(help="Times that each point is measured; 3, of generation 5, unless set.")
     ] = None,
     peers: Annotated[
-        Path, typer.Option(help="Environments that `python -m benchmarks.generation.peers` made.")
+        Path,
+        typer.Option(help="What `python -m benchmarks.encoding.peers` and `….generation.peers` made."),
     ] = Path(".cache/peers"),
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path(".cache/demo"),
     results: Annotated[Path, typer.Option(help="Folder for JSON, report and charts.")] = HERE / "results",
     serve: Annotated[
         list[str] | None, typer.Option(help="Further flag of `headrace serve`; may be repeated.")
     ] = None,
+    minutes: Annotated[float, typer.Option(help="Length of the soak, which runs only if named.")] = 30.0,
     check: Annotated[
         bool, typer.Option("--check", help="Exit 1 if a bar is missed or a request fails.")
     ] = False,
@@ -83,8 +88,8 @@ def main(
     stem = results / f"{started:%Y%m%d-%H%M%S}-{machine.device()}"
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         options = Options(
-            repository, length, times, 0.5 if quick else 1.0, 0.6 if quick else 1.5,
-            Path(folder) / "server.log", tuple(serve or ()),
+            repository.resolve(), length, times, 0.5 if quick else 1.0, 0.6 if quick else 1.5,
+            Path(folder), peers.resolve(), tuple(serve or ()),
         )  # fmt: skip
         generation_options = GenerationOptions(
             repository.resolve(),
@@ -94,6 +99,10 @@ def main(
             tuple(serve or ()),
         )
         for scenario in chosen:
+            if isinstance(scenario, Plan):
+                soak.run(console, scenario, options, minutes, result)
+                report.write_json(result, stem.with_suffix(".json"))
+                continue
             if isinstance(scenario, GenerationScenario):
                 generation.run(console, scenario, route, clients, generation_options, result, quick=quick)
                 report.write_json(result, stem.with_suffix(".json"))
@@ -105,19 +114,25 @@ def main(
     _finish(console, result, stem, check=check)
 
 
-def _chosen(only: list[str] | None) -> list[Scenario | GenerationScenario]:
+def _chosen(only: list[str] | None) -> list[Scenario | GenerationScenario | Plan]:
     """Return the scenarios that are named; a family is the part of a name before its first dash."""
-    known: dict[str, Scenario | GenerationScenario] = {each.name: each for each in (*SCENARIOS, *GENERATION)}
+    known: dict[str, Scenario | GenerationScenario | Plan] = {
+        each.name: each for each in (*SCENARIOS, *GENERATION, PLAN)
+    }
     for name in only or ():
         if name not in known and not any(each.split("-")[0] == name for each in known):
             raise typer.BadParameter(f"there is no scenario '{name}'; there are {', '.join(known)}")
     return [
-        scenario for name, scenario in known.items() if not only or name in only or name.split("-")[0] in only
+        scenario
+        for name, scenario in known.items()
+        if (name in only or name.split("-")[0] in only if only else scenario is not PLAN)
     ]
 
 
-def _describe(console: Console, scenario: Scenario | GenerationScenario) -> None:
+def _describe(console: Console, scenario: Scenario | GenerationScenario | Plan) -> None:
     console.print(f"[bold]{scenario.name}[/bold]  {scenario.title}")
+    if isinstance(scenario, Plan):
+        return
     if isinstance(scenario, GenerationScenario):
         console.print(
             f"    {', '.join(map(str, scenario.streams))} streams: {', '.join(scenario.contenders)}"
@@ -125,6 +140,9 @@ def _describe(console: Console, scenario: Scenario | GenerationScenario) -> None
         return
     for each in scenario.routes:
         console.print(f"    {each.name}: {', '.join(map(str, each.concurrency))} clients")
+    if scenario.peers:
+        clients = ", ".join(map(str, scenario.peer_clients))
+        console.print(f"    {', '.join(scenario.peers)}: {clients} clients")
 
 
 def _wanted(point: Point, routes: list[str] | None, clients: list[int] | None) -> bool:
@@ -161,7 +179,7 @@ def _run(
 
 def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> None:
     """Judge, write the files and say where they are."""
-    every = (*bars.BARS, *generation_bars.BARS)
+    every = (*bars.BARS, *generation_bars.BARS, *soak.BARS)
     verdicts = [verdict for verdict in bars.judge(result.cells(), every) if verdict.met is not None]
     result.bars = report.verdict_data(verdicts)
     if verdicts:
@@ -169,6 +187,7 @@ def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> 
     report.write_json(result, stem.with_suffix(".json"))
     pictures = charts.draw(result, stem) if result.scenarios else []
     pictures += generation_charts.draw(result.generation, stem)
+    pictures += soak_chart.draw(result.soak, stem)
     stem.with_suffix(".md").write_text(report.markdown(result, verdicts, pictures), encoding="utf-8")
     console.print(f"{stem}.json, .md and charts", highlight=False)
     if check and (result.failed or not all(verdict.met for verdict in verdicts)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from benchmarks.bars import BARS
 from benchmarks.results import PointResult, RunResult, ScenarioResult
@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS: Final = ("#1f6f8b", "#e07a3f", "#7a9e58", "#8d6a9f")
+_OURS: Final = ("#1f6f8b", "#7fbcd2", "#123f52", "#a9c1dd", "#4a6fa5")
+_PEERS: Final = ("#e07a3f", "#f2b48c", "#7a9e58", "#8d6a9f", "#c3a9d1", "#c9a227", "#a65d57", "#9a9a9a")
+ROW_INCHES: Final = 15.0
 BAR_COLOUR: Final = "#b3261e"
+_SHOWN: Final = ("of_twin", "of_raw", "of_empty")
 _WIDTH: Final = 0.8
 """Share of the space of a group of columns that they fill."""
 
+Entry = TypeVar("Entry")
 Value = Callable[[PointResult], float | None]
 
 
@@ -31,18 +36,26 @@ def draw(result: RunResult, stem: Path) -> list[Path]:
         "Throughput beside its reference: the raw limit;\n"
         "for one client the one-at-a-time loop; for tiny the empty handler"
     )
-    _chart(result.scenarios, throughput, title, relative)
-    _chart(result.scenarios, latency, "p99 latency, ms", lambda point: point.median("p99_ms"), log=True)
+    shown = [scenario for scenario in result.scenarios if scenario.points]
+    _chart(shown, throughput, title, relative)
+    _chart(shown, latency, "p99 latency, ms", lambda point: point.median("p99_ms"), log=True)
     return [throughput, latency]
 
 
 def relative(point: PointResult) -> float | None:
     """Return throughput beside its reference: for one client the one-at-a-time loop, else the raw limit."""
-    for metric in ("of_twin", "of_raw", "of_empty"):
+    for metric in _SHOWN:
         value = point.median(metric)
         if value is not None:
             return value
     return None
+
+
+def _limits(scenario: str, point: PointResult) -> list[float]:
+    """Return the bars on what :func:`relative` shows of a point."""
+    metric = next((name for name in _SHOWN if point.median(name) is not None), None)
+    place = (scenario, point.route, point.clients, metric)
+    return [bar.limit for bar in BARS if (bar.scenario, bar.route, bar.clients, bar.metric) == place]
 
 
 def _chart(
@@ -54,28 +67,59 @@ def _chart(
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
-    routes = list(dict.fromkeys(point.route for scenario in scenarios for point in scenario.points))
-    columns = [max(2.0, 0.42 * len(scenario.points) + 0.9) for scenario in scenarios]
-    figure, axes = plt.subplots(
-        1, len(scenarios), figsize=(max(7.0, sum(columns) + 1.0), 4.2), squeeze=False, layout="constrained",
-        gridspec_kw={"width_ratios": columns},
-    )  # fmt: skip
-    for panel, scenario in zip(axes[0], scenarios, strict=True):
-        _panel(panel, scenario, routes, value, log=log)
-    handles: list[Artist] = [
-        Rectangle((0, 0), 1, 1, color=COLOURS[index % 4]) for index in range(len(routes))
-    ]
-    labels = list(routes)
+    colours = _colours(scenarios)
+    rows = arrange(scenarios, [_width(scenario) for scenario in scenarios])
+    widest = max((sum(map(_width, row)) for row in rows), default=0.0)
+    figure = plt.figure(figsize=(max(7.0, widest + 1.0), 3.6 * len(rows) + 0.6), layout="constrained")
+    for strip, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        axes = strip.subplots(1, len(row), squeeze=False, width_ratios=[_width(scenario) for scenario in row])
+        for panel, scenario in zip(axes[0], row, strict=True):
+            _panel(panel, scenario, colours, value, log=log)
+    handles: list[Artist] = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    labels = list(colours)
     if not log:
         handles.append(Line2D([], [], color=BAR_COLOUR, linewidth=2))
         labels.append("bar")
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(8, len(labels)), frameon=False, fontsize=9
+    )
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _panel(panel: Axes, scenario: ScenarioResult, routes: list[str], value: Value, *, log: bool) -> None:
+def arrange(entries: Sequence[Entry], widths: Sequence[float], row: float = ROW_INCHES) -> list[list[Entry]]:
+    """Put as many entries of ``widths`` inches beside each other as there is room for in ``row`` inches."""
+    rows: list[list[Entry]] = []
+    left = 0.0
+    for entry, width in zip(entries, widths, strict=True):
+        if not rows or width > left:
+            rows.append([])
+            left = row
+        rows[-1].append(entry)
+        left -= width
+    return rows
+
+
+def _width(scenario: ScenarioResult) -> float:
+    """Return the inches that a panel needs."""
+    return max(2.0, 0.42 * len(scenario.points) + 0.9)
+
+
+def _colours(scenarios: Sequence[ScenarioResult]) -> dict[str, str]:
+    """Give every route a colour, ours shades of one."""
+    points = [point for scenario in scenarios for point in scenario.points]
+    ours = dict.fromkeys(point.route for point in points if not point.peer)
+    peers = dict.fromkeys(point.route for point in points if point.peer)
+    return {
+        **{route: _OURS[index % len(_OURS)] for index, route in enumerate(ours)},
+        **{route: _PEERS[index % len(_PEERS)] for index, route in enumerate(peers)},
+    }
+
+
+def _panel(
+    panel: Axes, scenario: ScenarioResult, colours: Mapping[str, str], value: Value, *, log: bool
+) -> None:
     clients = sorted({point.clients for point in scenario.points})
     width = _WIDTH / max(1, *(sum(point.clients == count for point in scenario.points) for count in clients))
     for group, count in enumerate(clients):
@@ -85,20 +129,11 @@ def _panel(panel: Axes, scenario: ScenarioResult, routes: list[str], value: Valu
             if height is None:
                 continue
             place = group + (number - (len(points) - 1) / 2) * width
-            drawn = panel.bar(place, height, width * 0.92, color=COLOURS[routes.index(point.route) % 4])
+            drawn = panel.bar(place, height, width * 0.92, color=colours[point.route])
             label = f"{height:,.0f}" if height >= 100 else f"{height:.2f}" if not log else f"{height:.1f}"
             panel.bar_label(drawn, [label], fontsize=7, padding=1)
-            if not log:
-                for bar in BARS:
-                    if (bar.scenario, bar.route, bar.clients, bar.upper) == (
-                        scenario.name,
-                        point.route,
-                        count,
-                        False,
-                    ):
-                        panel.hlines(
-                            bar.limit, place - width / 2, place + width / 2, colors=BAR_COLOUR, linewidth=2
-                        )
+            for limit in () if log else _limits(scenario.name, point):
+                panel.hlines(limit, place - width / 2, place + width / 2, colors=BAR_COLOUR, linewidth=2)
     if log:
         panel.set_yscale("log")
         panel.margins(y=0.15)

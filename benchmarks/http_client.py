@@ -95,18 +95,23 @@ class Connection(asyncio.Protocol):
         self.close()
 
 
+def head(job: Job) -> bytes:
+    """Write the lines before the body of ``job``'s requests, all but the value of Content-Length."""
+    lines = [f"POST {job.target} HTTP/1.1", f"host: {job.address}"]
+    lines += [f"{name}: {value}" for name, value in job.headers]
+    return ("\r\n".join(lines) + "\r\ncontent-length: ").encode("latin-1")
+
+
 @asynccontextmanager
 async def callers(job: Job) -> AsyncIterator[list[Ask]]:
     """Open one connection a client."""
-    lines = [f"POST {job.target} HTTP/1.1", f"host: {job.address}"]
-    lines += [f"{name}: {value}" for name, value in job.headers]
-    head = ("\r\n".join(lines) + "\r\ncontent-length: ").encode("latin-1")
+    start = head(job)
     host, port = job.address.rsplit(":", 1)
     loop = asyncio.get_running_loop()
     connections: list[Connection] = []
     try:
         for _ in range(job.clients):
-            _, connection = await loop.create_connection(lambda: Connection(head), host, int(port))
+            _, connection = await loop.create_connection(lambda: Connection(start), host, int(port))
             connections.append(connection)
         yield [connection.ask for connection in connections]
     finally:

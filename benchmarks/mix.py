@@ -28,6 +28,12 @@ def lengths(blocks: int, seed: int) -> list[int]:
     return drawn
 
 
+def queries(count: int, seed: int) -> list[int]:
+    """Draw the token counts of ``count`` short queries, without any passage."""
+    source = random.Random(seed)  # noqa: S311
+    return [source.randint(*QUERY_TOKENS) for _ in range(count)]
+
+
 def texts(counts: Sequence[int], words: Sequence[str], seed: int) -> list[str]:
     """Write a text of each token count out of ``words``, each of which is one token."""
     source = random.Random(seed)  # noqa: S311

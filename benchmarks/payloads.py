@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -129,6 +130,25 @@ def embed_tei(scenario: Scenario, work: Texts) -> Payload:
     return Payload("http", "/embed", JSON_HEADERS, bodies, _weights(scenario, work), decode)
 
 
+def infer_text(scenario: Scenario, work: Texts) -> Payload:
+    """ModelInfer with the texts as one BYTES tensor: what every server of this protocol understands."""
+
+    def body(texts: Sequence[str]) -> bytes:
+        raw = b"".join(struct.pack("<I", len(text)) + text for text in map(str.encode, texts))
+        request = kserve.ModelInferRequest(model_name=scenario.model, raw_input_contents=[raw])
+        request.inputs.add(name="text", datatype="BYTES", shape=[len(texts), 1])
+        return request.SerializeToString()
+
+    def decode(answer: bytes) -> NDArray[Any]:
+        response = kserve.ModelInferResponse.FromString(answer)
+        if response.raw_output_contents:
+            return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(-1, 384)
+        return np.asarray(response.outputs[0].contents.fp32_contents, np.float32).reshape(-1, 384)
+
+    bodies = tuple(body(texts) for texts in _grouped(work.texts, scenario.items))
+    return Payload("grpc", INFER, (), bodies, _weights(scenario, work), decode)
+
+
 def image_grpc(scenario: Scenario, work: Images) -> Payload:
     """ModelInfer with a raw tensor of 588 KiB."""
 
@@ -174,6 +194,7 @@ BUILDERS: Final[Mapping[str, Callable[[Scenario, Any], Payload]]] = MappingProxy
         "embed-openai": embed_openai,
         "embed-openai-float": embed_openai_float,
         "embed-tei": embed_tei,
+        "infer-text": infer_text,
         "image-grpc": image_grpc,
         "image-rest": image_rest,
     }

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.bars import Verdict
 from benchmarks.generation.table import section as generation_section
 from benchmarks.results import RunResult
+from benchmarks.soak.table import section as soak_section
 from benchmarks.table import section, verdict_cells
 
 SCHEMA = 1
@@ -61,7 +62,11 @@ def markdown(result: RunResult, verdicts: Sequence[Verdict], charts: Sequence[Pa
             "",
         ]
     lines += [f"![{chart.stem}]({chart.name})" for chart in charts]
-    for part in (*map(section, result.scenarios), *map(generation_section, result.generation)):
+    parts = (
+        *map(section, result.scenarios), *map(generation_section, result.generation),
+        *map(soak_section, result.soak),
+    )  # fmt: skip
+    for part in parts:
         lines += ["", f"## {part.name}: {part.title}", "", *_rows(part.head, part.rows)]
         lines += ["", *(f"* {note}" for note in (*part.notes, *part.errors))]
     return "\n".join(lines) + "\n"

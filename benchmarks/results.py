@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from benchmarks.estimates import middle
 from benchmarks.generation.results import GenerationResult
+from benchmarks.soak.results import SoakResult
 
-CPU_GROUPS = ("server", "workers", "envoy", "client")
+CPU_GROUPS = ("server", "workers", "envoy", "client", "peer")
 
 
 @dataclass(slots=True)
@@ -29,6 +30,10 @@ class Measurement:
         of_twin: ``rate`` ÷ the bare loop that takes one request at a time; only for a single client.
         of_empty: ``rate`` ÷ the handler that does nothing; only for the tiny model.
         server_cpu_of_empty: the server's own CPU a request ÷ that of the handler that does nothing.
+        of: ``rate`` ÷ that of each peer at as many clients in the same round, both related to the raw limit
+            beside them where there is one; only of our routes.
+        of_peers: the least of them: how we are to the fastest peer.
+        p99_of_peers: ``p99_ms`` ÷ the least of the peers in the same round.
     """
 
     rate: float
@@ -44,15 +49,19 @@ class Measurement:
     of_twin: float | None = None
     of_empty: float | None = None
     server_cpu_of_empty: float | None = None
+    of: dict[str, float] = field(default_factory=dict)
+    of_peers: float | None = None
+    p99_of_peers: float | None = None
 
 
 @dataclass(slots=True)
 class PointResult:
-    """All rounds of one point."""
+    """All rounds of one point; ``peer`` says that it is not ours."""
 
     route: str
     clients: int
     rounds: list[Measurement] = field(default_factory=list)
+    peer: bool = False
 
     def median(self, metric: str) -> float | None:
         """Return the median over the rounds of an attribute of a measurement; None where unmeasured."""
@@ -91,7 +100,10 @@ class ReferenceResult:
 
 @dataclass(slots=True)
 class ScenarioResult:
-    """One scenario: its references and its points."""
+    """One scenario: its references and its points.
+
+    ``titles`` says what each peer is, ``skipped`` why others were not measured.
+    """
 
     name: str
     title: str
@@ -100,6 +112,8 @@ class ScenarioResult:
     references: list[ReferenceResult]
     points: list[PointResult]
     verified: str
+    titles: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -111,6 +125,7 @@ class RunResult:
     options: Mapping[str, object]
     scenarios: list[ScenarioResult] = field(default_factory=list)
     generation: list[GenerationResult] = field(default_factory=list)
+    soak: list[SoakResult] = field(default_factory=list)
     bars: list[dict[str, object]] = field(default_factory=list)
 
     @property
@@ -123,7 +138,7 @@ class RunResult:
 
     def cells(self) -> dict[tuple[str, str, int], Mapping[str, float | None]]:
         """Return the medians that bars are about, by (scenario, route, clients)."""
-        metrics = ("of_raw", "of_twin", "server_cpu_of_empty")
+        metrics = ("of_raw", "of_twin", "server_cpu_of_empty", "of_peers", "p99_of_peers")
         found: dict[tuple[str, str, int], Mapping[str, float | None]] = {
             (scenario.name, point.route, point.clients): {name: point.median(name) for name in metrics}
             for scenario in self.scenarios
@@ -131,4 +146,24 @@ class RunResult:
         }
         for result in self.generation:
             found |= result.cells()
+        for soak in self.soak:
+            found |= soak.cells()
         return found
+
+
+def relate_to_peers(points: Sequence[PointResult]) -> None:
+    """Fill what our points are beside the peers' at as many clients, round by round."""
+    for point in points:
+        others = [each for each in points if each.peer and each.clients == point.clients]
+        if point.peer or not others:
+            continue
+        for number, measured in enumerate(point.rounds):
+            theirs = {each.route: each.rounds[number] for each in others}
+            measured.of = {name: _speed(measured) / _speed(each) for name, each in theirs.items()}
+            measured.of_peers = min(measured.of.values())
+            measured.p99_of_peers = measured.p99_ms / min(each.p99_ms for each in theirs.values())
+
+
+def _speed(measured: Measurement) -> float:
+    """Return the rate beside the raw limit right around it: the machine's drift is no merit."""
+    return measured.rate if measured.of_raw is None else measured.of_raw

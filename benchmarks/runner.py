@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import verify
+from benchmarks.encoding.contenders import Place, Started, at_work, start
+from benchmarks.encoding.peers.registry import PEERS
+from benchmarks.encoding.peers.server import PeerServer
 from benchmarks.estimates import ratio
 from benchmarks.load import LoadGenerator
 from benchmarks.payloads import BUILDERS, Payload
 from benchmarks.points import ask
 from benchmarks.processes import Server
 from benchmarks.references import RAW, TWIN, Reading, Reference, empties, empty_name, loops
-from benchmarks.results import Measurement, PointResult, ScenarioResult
+from benchmarks.results import Measurement, PointResult, ScenarioResult, relate_to_peers
 from benchmarks.scenarios import Point, Scenario
+from benchmarks.verify import Agreement
 from benchmarks.workloads import WORKLOADS
 
 FIRST_WARMUP_SECONDS = 4.0
@@ -33,7 +37,8 @@ class Options:
         rounds: times that every point is measured.
         warmup: seconds of load before each point.
         search: seconds for each candidate of the raw limit.
-        log: where the server's log goes.
+        folder: where logs and the peers' files go.
+        peers: where the peers' environments are.
         arguments: further flags of ``headrace serve``.
     """
 
@@ -42,7 +47,8 @@ class Options:
     rounds: int
     warmup: float
     search: float
-    log: Path
+    folder: Path
+    peers: Path
     arguments: tuple[str, ...] = ()
 
 
@@ -74,47 +80,69 @@ class ScenarioRun:
         scenario, options = self._scenario, self._options
         with ExitStack() as stack:
             references: dict[str, Reference] = {}
+            cores = len(os.sched_getaffinity(0))
             if scenario.reference == "raw":
                 self._progress("searching the raw limit")
-                cores = len(os.sched_getaffinity(0))
                 references |= stack.enter_context(loops(scenario, self._workload, cores, options.search))
             self._progress("starting the server")
             server = stack.enter_context(
-                Server(options.repository, scenario.model, options.log, options.arguments)
-            )
+                Server(
+                    options.repository, scenario.model, options.folder / f"{scenario.name}.log",
+                    options.arguments,
+                )
+            )  # fmt: skip
             load = stack.enter_context(LoadGenerator())
             verified = self._verify(server)
+            started = stack.enter_context(self._peers(cores))
             if scenario.reference == "empty":
                 references |= stack.enter_context(self._empties(server, load))
-            results = [PointResult(point.route.name, point.clients) for point in self._points]
+            points = [point for point in self._points if point.route.peer not in started.skipped]
+            results = [
+                PointResult(point.route.name, point.clients, peer=bool(point.route.peer)) for point in points
+            ]
             for round_number in range(options.rounds):
-                for number, (point, result) in enumerate(zip(self._points, results, strict=True)):
+                for number, (point, result) in enumerate(zip(points, results, strict=True)):
                     first = round_number == number == 0
-                    result.rounds.append(self._measure(point, server, load, references, first=first))
+                    target = started.running.get(point.route.peer, server)
+                    result.rounds.append(self._measure(point, target, load, references, first=first))
+        relate_to_peers(results)
         return ScenarioResult(
             scenario.name, scenario.title, scenario.unit, scenario.items,
-            [reference.result for reference in references.values()], results, verified,
+            [reference.result for reference in references.values()], results,
+            f"answers differ from the bare model's by at most {verified.difference:.1e}, "
+            f"cosines are at least {verified.cosine:.6f}",
+            {name: PEERS[name].title for name in started.running}, started.skipped,
         )  # fmt: skip
 
-    def _verify(self, server: Server) -> str:
-        """Compare every route's first answer with the bare model's."""
-        truth = verify.expected(self._workload, self._scenario.items)
-        largest = max(
-            verify.difference(verify.first_answer(server.grpc, server.http, payload), payload, truth)
-            for payload in self._payloads.values()
+    def _verify(self, server: Server) -> Agreement:
+        """Compare the first answers of all our routes with the bare model's."""
+        found = [
+            verify.check(server.grpc, server.http, self._payloads[name], self._workload, self._scenario.items)
+            for name in sorted({point.route.payload for point in self._points if not point.route.peer})
+        ]
+        differences, cosines = zip(*found, strict=True) if found else ((0.0,), (1.0,))
+        return Agreement(max(differences), min(cosines))
+
+    def _peers(self, cores: int) -> AbstractContextManager[Started]:
+        """Start the peers that are asked for and compare their first answers, too."""
+        names = {point.route.peer: point.route.payload for point in self._points if point.route.peer}
+        options = self._options
+        place = Place(
+            options.repository, options.peers, options.folder / f"{self._scenario.name}-peers", cores
         )
-        return f"answers differ from the bare model's by at most {largest:.1e}"
+        wanted = {name: self._payloads[payload] for name, payload in names.items()}
+        return start(wanted, self._workload, self._scenario.items, place, self._progress)
 
     def _empties(self, server: Server, load: LoadGenerator) -> AbstractContextManager[dict[str, Reference]]:
         """Start a handler that does nothing and answers as many bytes as the real one."""
         payload = BUILDERS["addsub-grpc"](self._scenario, self._workload)
-        answer = verify.first_answer(server.grpc, server.http, payload)
+        (answer,) = verify.answers(server.grpc, server.http, payload, 1)
         return empties(load, payload, answer, sorted({point.clients for point in self._points}))
 
     def _measure(
         self,
         point: Point,
-        server: Server,
+        target: Server | PeerServer,
         load: LoadGenerator,
         references: dict[str, Reference],
         *,
@@ -126,11 +154,12 @@ class ScenarioRun:
         before = {name: self._latest.get(name) or self._read(references[name]) for name in names}
         payload = self._payloads[point.route.payload]
         self._progress(f"{point.route.name}, {point.clients} clients")
-        measured = ask(
-            load, server.grpc if payload.protocol == "grpc" else server.http, payload, point.clients,
-            options.seconds, FIRST_WARMUP_SECONDS if first else options.warmup,
-            server.groups(),
-        )  # fmt: skip
+        warmup = FIRST_WARMUP_SECONDS if first else options.warmup
+        with at_work(target):
+            measured = ask(
+                load, target.grpc if payload.protocol == "grpc" else target.http, payload, point.clients,
+                options.seconds, warmup, target.groups(),
+            )  # fmt: skip
         after = {name: self._read(references[name]) for name in names}
         self._latest = after
         relate(point, measured, before, after)

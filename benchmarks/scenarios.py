@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from benchmarks.encoding.peers.registry import PEERS
+
 Reference = Literal["raw", "empty"]
 """What a scenario is related to: the model in a bare loop, or an RPC handler that does nothing."""
 
@@ -13,11 +15,19 @@ CLIENTS: Final = (1, 8, 32)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way to ask: ``payload`` names the builder of its requests, ``concurrency`` how many clients."""
+    """One way to ask.
+
+    Attributes:
+        name: what ``--route`` takes.
+        payload: key of ``payloads.BUILDERS``.
+        concurrency: how many clients.
+        peer: who is asked, a key of ``PEERS``; "" for Headrace.
+    """
 
     name: str
     payload: str
     concurrency: tuple[int, ...] = CLIENTS
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,8 @@ class Scenario:
         reference: what throughput is related to.
         batches: batch sizes tried for the raw limit.
         routes: the ways to ask.
+        peers: other servers that get the same, keys of ``encoding.peers.registry.PEERS``.
+        peer_clients: how many clients ask them.
     """
 
     name: str
@@ -45,6 +57,8 @@ class Scenario:
     reference: Reference
     batches: tuple[int, ...]
     routes: tuple[Route, ...]
+    peers: tuple[str, ...] = ()
+    peer_clients: tuple[int, ...] = CLIENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +83,7 @@ SCENARIOS: Final = (
         routes=(Route("grpc", "addsub-grpc"), Route("rest", "addsub-rest")),
     ),
     Scenario(
-        name="embed-1",
+        name="encoding-1",
         title="MiniLM, seeded mix of 5-250 tokens, one text a request",
         model="minilm",
         workload="texts",
@@ -79,13 +93,15 @@ SCENARIOS: Final = (
         batches=(1, 2, 4, 8, 16, 32),
         routes=(
             Route("grpc", "embed-grpc"),
+            Route("grpc-infer", "infer-text", (32,)),
             Route("rest", "embed-openai"),
             Route("rest-float", "embed-openai-float", (32,)),
-            Route("rest-tei", "embed-tei", (32,)),
+            Route("rest-tei", "embed-tei"),
         ),
+        peers=tuple(PEERS),
     ),
     Scenario(
-        name="embed-32",
+        name="encoding-32",
         title="MiniLM, seeded mix of 5-250 tokens, 32 texts a request",
         model="minilm",
         workload="texts",
@@ -93,7 +109,29 @@ SCENARIOS: Final = (
         unit="texts",
         reference="raw",
         batches=(1, 2, 4, 8, 16, 32),
-        routes=(Route("grpc", "embed-grpc"), Route("rest", "embed-openai")),
+        routes=(
+            Route("grpc", "embed-grpc"),
+            Route("rest", "embed-openai"),
+            Route("rest-tei", "embed-tei", (32,)),
+        ),
+        peers=tuple(PEERS),
+        peer_clients=(1, 8),
+    ),
+    Scenario(
+        name="encoding-short",
+        title="MiniLM, queries of 5-15 tokens, one text a request",
+        model="minilm",
+        workload="queries",
+        items=1,
+        unit="texts",
+        reference="raw",
+        batches=(1, 2, 4, 8, 16, 32),
+        routes=(
+            Route("grpc", "embed-grpc"),
+            Route("rest", "embed-openai"),
+            Route("rest-tei", "embed-tei", (32,)),
+        ),
+        peers=tuple(PEERS),
     ),
     Scenario(
         name="image",
@@ -111,4 +149,17 @@ SCENARIOS: Final = (
 
 def points(scenario: Scenario) -> list[Point]:
     """Return the cells of a scenario in the order in which a round measures them."""
-    return [Point(scenario, route, clients) for route in scenario.routes for clients in route.concurrency]
+    peers = [
+        Route(
+            name,
+            PEERS[name].payload,
+            tuple(count for count in scenario.peer_clients if count <= PEERS[name].most),
+            name,
+        )
+        for name in scenario.peers
+    ]
+    return [
+        Point(scenario, route, clients)
+        for route in (*scenario.routes, *peers)
+        for clients in route.concurrency
+    ]

@@ -18,6 +18,12 @@ METRIC_NAMES = {
     "of_raw": "throughput ÷ raw limit",
     "of_twin": "throughput ÷ one-at-a-time loop",
     "server_cpu_of_empty": "server CPU ÷ empty grpc.aio handler",
+    "of_peers": "throughput ÷ fastest peer",
+    "p99_of_peers": "p99 ÷ best peer",
+    "rss_growth": "memory at the end ÷ after warming up",
+    "server_rss_growth": "the server's own memory, the same",
+    "unanswered": "requests without an answer",
+    "failed": "requests that failed",
 }
 
 
@@ -54,7 +60,7 @@ def number(value: float | None, digits: int = 2) -> str:
 def columns(scenario: ScenarioResult) -> list[str]:
     """Return the table's head."""
     relations = [label for label, _ in relations_of(scenario)]
-    cpu = [f"CPU {group}" for group in CPU_GROUPS]
+    cpu = [f"CPU {group}" for group in _groups(scenario)]
     return ["route", "clients", f"{scenario.unit}/s", *relations, "p50 ms", "p99 ms", *cpu, "failed"]
 
 
@@ -66,6 +72,8 @@ def relations_of(scenario: ScenarioResult) -> list[tuple[str, str]]:
         ("÷ one by one", "of_twin"),
         ("÷ empty", "of_empty"),
         ("server CPU ÷ empty", "server_cpu_of_empty"),
+        ("÷ best peer", "of_peers"),
+        ("p99 ÷ best", "p99_of_peers"),
     )
     return [
         (label, metric)
@@ -83,9 +91,15 @@ def cells(scenario: ScenarioResult, point: PointResult) -> list[str]:
         *(number(point.median(metric)) for _, metric in relations_of(scenario)),
         number(point.median("p50_ms"), 1),
         number(point.median("p99_ms"), 1),
-        *(number(point.cpu(group)) for group in CPU_GROUPS),
+        *(number(point.cpu(group)) for group in _groups(scenario)),
         str(point.failed),
     ]
+
+
+def _groups(scenario: ScenarioResult) -> list[str]:
+    """Return the groups of processes that anybody has."""
+    peers = any(point.peer for point in scenario.points)
+    return [group for group in CPU_GROUPS if peers or group != "peer"]
 
 
 def show(console: Console, section: Section) -> None:
@@ -117,6 +131,8 @@ def notes(scenario: ScenarioResult) -> list[str]:
     if any(point.disturbed for point in scenario.points):
         lines.append("*: something else kept over 5 % of a core busy")
     lines.append(scenario.verified)
+    lines += [f"{name}: {title}" for name, title in scenario.titles.items()]
+    lines += [f"{name} was skipped: {reason}" for name, reason in scenario.skipped.items()]
     return lines
 
 

@@ -55,23 +55,26 @@ class Workload(Protocol):
 
 
 class Texts:
-    """The seeded mix for a sentence encoder; tokenised here, padded and pooled in :meth:`run`."""
+    """Seeded texts for a sentence encoder; tokenised here, padded and pooled in :meth:`run`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the tokenizer of the model in ``folder``."""
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
+        """Write texts of ``counts`` tokens for the tokenizer of the model in ``folder``.
+
+        Raises:
+            ValueError: a word of the vocabulary is not one token.
+        """
         from tokenizers import Tokenizer
 
         self.model_file = folder / "1" / "model.onnx"
         vocabulary = (folder / "1" / "vocab.txt").read_text(encoding="utf-8").split("\n")
         words = [word for word in vocabulary if _WORD.match(word)]
-        counts = mix.lengths(BLOCKS, SEED)
         self.texts = mix.texts(counts, words, SEED)
         tokenizer = Tokenizer.from_file(str(folder / "1" / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         encoded = tokenizer.encode_batch(self.texts)
         self.ids = [np.asarray(entry.ids, np.int64) for entry in encoded]
-        if [len(ids) for ids in self.ids] != counts:
+        if [len(ids) for ids in self.ids] != list(counts):
             raise ValueError("a word of the vocabulary is not one token; the mix would have other lengths")
         self._mean = sum(counts) / len(counts)
 
@@ -112,6 +115,16 @@ class Texts:
         ordered = sorted(rows, key=len)
         chunks = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
         return [Feed(sum(map(len, chunk)) / self._mean, chunk) for chunk in chunks]
+
+
+def mixed_texts(folder: Path) -> Texts:
+    """Return the mix of queries and passages."""
+    return Texts(folder, mix.lengths(BLOCKS, SEED))
+
+
+def short_texts(folder: Path) -> Texts:
+    """Return queries only, as many texts."""
+    return Texts(folder, mix.queries(BLOCKS * mix.BLOCK, SEED))
 
 
 class Images:
@@ -167,5 +180,5 @@ class Addsub:
 
 
 WORKLOADS: Final[Mapping[str, Callable[[Path], Texts | Images | Addsub]]] = MappingProxyType(
-    {"texts": Texts, "images": Images, "addsub": Addsub}
+    {"texts": mixed_texts, "queries": short_texts, "images": Images, "addsub": Addsub}
 )

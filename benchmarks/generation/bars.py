@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from benchmarks.bars import Bar
-from benchmarks.generation.scenarios import GRPC, OURS, SSE
+from benchmarks.generation.scenarios import EVERY_PATH, GRPC, OURS, SSE, UNARY
 
 GENAI: Final = "onnxruntime-genai"
 _MANY: Final = (8, 16, 32)
@@ -24,6 +24,7 @@ BARS: Final = (
     *(Bar(_BATCH, SSE, streams, f"of {GRPC}", 0.95) for streams in _ALL),
     *(Bar(_BATCH, path, streams, "server_cores", 0.15) for path in OURS for streams in _ALL),
     *(Bar("generation-prefix", path, 1, "prefix_speedup", 5.0) for path in OURS),
+    *(Bar("generation-routes", path, 32, f"of {UNARY}", 0.95) for path in EVERY_PATH if path != UNARY),
     Bar("generation-mixed", GRPC, 16, "of bare-onnx", 0.85),
     Bar("generation-mixed", GRPC, 16, "itl_spread", 2.0),
     Bar("generation-int8", GRPC, 1, "of llama-q4_1", 1.0),

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.charts import COLOURS
+from benchmarks.charts import COLOURS, arrange
 from benchmarks.generation.peers.registry import FLOOR
 from benchmarks.generation.results import GenerationResult
-from benchmarks.generation.scenarios import OURS
+from benchmarks.generation.scenarios import EVERY_PATH, GRPC, SSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_OURS: Final = (COLOURS[0], "#5aa9c2")
+_OURS: Final = (COLOURS[0], "#5aa9c2", "#12465a", "#8fc7d9", "#3d5a80", "#7a9cc6", "#26547c", "#a9c1dd")
 _OTHERS: Final = (*COLOURS[1:], "#c9a227", "#a65d57", "#9a9a9a", "#6f7f8f")
 FLOOR_COLOUR: Final = "#444444"
 _WIDTH: Final = 0.84
@@ -42,7 +42,7 @@ def _chart(results: Sequence[GenerationResult], path: Path) -> None:
     from matplotlib.patches import Rectangle
 
     colours = _colours(results)
-    rows = _rows(results)
+    rows = arrange(results, [_width(result) for result in results], ROW_INCHES)
     figure = plt.figure(figsize=(ROW_INCHES, 3.4 * len(rows) + 0.9), layout="constrained")
     for strip, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         axes = strip.subplots(1, len(row), squeeze=False, width_ratios=[_width(result) for result in row])
@@ -67,22 +67,12 @@ def _width(result: GenerationResult) -> float:
     return max(2.2, 0.21 * len(result.points) + 0.9)
 
 
-def _rows(results: Sequence[GenerationResult]) -> list[list[GenerationResult]]:
-    """Put as many panels beside each other as there is room for."""
-    rows: list[list[GenerationResult]] = []
-    for result in results:
-        if rows and sum(map(_width, [*rows[-1], result])) <= ROW_INCHES:
-            rows[-1].append(result)
-        else:
-            rows.append([result])
-    return rows
-
-
 def _colours(results: Sequence[GenerationResult]) -> dict[str, str]:
     """Give every contender a colour, ours shades of one."""
     names = dict.fromkeys(point.contender for result in results for point in result.points)
-    ours = [name for name in names if name in OURS]
-    others = [name for name in names if name not in OURS and name != FLOOR]
+    first = {GRPC: 0, SSE: 1}
+    ours = sorted((name for name in names if name in EVERY_PATH), key=lambda name: first.get(name, 2))
+    others = [name for name in names if name not in EVERY_PATH and name != FLOOR]
     return {
         **dict(zip(ours, _OURS, strict=False)),
         **{name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(others)},

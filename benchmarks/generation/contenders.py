@@ -8,12 +8,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.environments import UnavailableError
 from benchmarks.generation.client import StreamClient
 from benchmarks.generation.paths import ServerPath
-from benchmarks.generation.peers.forms import UnavailableError, interpreter, locate
+from benchmarks.generation.peers.forms import interpreter, locate
 from benchmarks.generation.peers.process import PeerProcess
 from benchmarks.generation.peers.registry import PEERS
-from benchmarks.generation.scenarios import OURS, Scenario
+from benchmarks.generation.scenarios import EVERY_PATH, Scenario
+from benchmarks.generation.words import Words, endless
 from benchmarks.generation.work import Setup
 from benchmarks.generation.workload import longest
 from benchmarks.processes import Server
@@ -69,7 +71,7 @@ def start(
         for name in names:
             say(f"starting {name}")
             try:
-                if name in OURS:
+                if name in EVERY_PATH:
                     started.running[name] = _path(scenario, name, started, options, stack)
                 else:
                     peer = stack.enter_context(_peer(scenario, name, streams, options))
@@ -77,7 +79,7 @@ def start(
                     started.running[name] = peer
             except UnavailableError as error:
                 started.skipped[name] = str(error)
-                if name in OURS:
+                if name in EVERY_PATH:
                     break  # without us there is nothing to compare
         yield started
 
@@ -85,12 +87,13 @@ def start(
 def _path(scenario: Scenario, name: str, started: Started, options: Options, stack: ExitStack) -> ServerPath:
     if not (options.repository / scenario.model).exists():
         raise UnavailableError(f"there is no model '{scenario.model}' in {options.repository}")
+    model = options.repository / scenario.model
     if started.server is None:
         log = options.folder / f"server-{scenario.name}.log"
-        started.server = stack.enter_context(
-            Server(options.repository, scenario.model, log, options.arguments)
-        )
-    return ServerPath(name, scenario.model, started.server, stack.enter_context(StreamClient()))
+        repository = endless(model, options.folder / scenario.name) if scenario.words else options.repository
+        started.server = stack.enter_context(Server(repository, scenario.model, log, options.arguments))
+    words = Words(model / "1" / "tokenizer.json") if scenario.words else None
+    return ServerPath(name, scenario.model, started.server, stack.enter_context(StreamClient()), words)
 
 
 def _peer(scenario: Scenario, name: str, streams: int, options: Options) -> PeerProcess:

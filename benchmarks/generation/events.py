@@ -83,10 +83,7 @@ def completion_times(pieces: Sequence[Piece]) -> list[float]:
     """
     moments: list[float] = []
     tokens = -1
-    for moment, content in sse_events(pieces):
-        event: dict[str, Any] = json.loads(content)
-        if "error" in event:
-            raise ValueError(f"the answer has an error: {content[:300]!r}")
+    for moment, event in _json_events(pieces):
         if event.get("usage"):
             tokens = event["usage"]["completion_tokens"]
         if event.get("choices"):
@@ -94,6 +91,44 @@ def completion_times(pieces: Sequence[Piece]) -> list[float]:
     if tokens < 0:
         raise ValueError("the answer has no usage")
     return spread(moments, tokens)
+
+
+def tgi_tokens(pieces: Sequence[Piece]) -> tuple[list[float], list[int]]:
+    """Return when each token of a TGI stream was there, and its id: an event is a token.
+
+    Raises:
+        ValueError: the answer has an error, or its last event is missing.
+    """
+    times: list[float] = []
+    ids: list[int] = []
+    whole = False
+    for moment, event in _json_events(pieces):
+        times.append(moment)
+        ids.append(event["token"]["id"])
+        whole = event["generated_text"] is not None
+    if not whole:
+        raise ValueError("the answer has no generated text")
+    return times, ids
+
+
+def text_times(pieces: Sequence[Piece]) -> list[float]:
+    """Return when each piece of text of Triton's generate_stream was there.
+
+    Raises:
+        ValueError: the answer has an error, or nothing.
+    """
+    moments = [moment for moment, event in _json_events(pieces) if "text_output" in event]
+    if not moments:
+        raise ValueError("the answer has no text")
+    return moments
+
+
+def _json_events(pieces: Sequence[Piece]) -> Iterator[tuple[float, dict[str, Any]]]:
+    for moment, content in sse_events(pieces):
+        event: dict[str, Any] = json.loads(content)
+        if "error" in event:
+            raise ValueError(f"the answer has an error: {content[:300]!r}")
+        yield moment, event
 
 
 def spread(moments: Sequence[float], tokens: int) -> list[float]:

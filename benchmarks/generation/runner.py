@@ -15,7 +15,7 @@ from benchmarks.generation.paths import ServerPath
 from benchmarks.generation.peers.process import PeerProcess
 from benchmarks.generation.peers.registry import PEERS, RAW
 from benchmarks.generation.results import GenerationPoint, GenerationResult, Reading, relate
-from benchmarks.generation.scenarios import SSE, Scenario
+from benchmarks.generation.scenarios import EVERY_PATH, GRPC, Scenario
 from benchmarks.generation.work import Work
 
 MEAN_STEP_SECONDS = 0.05
@@ -129,9 +129,8 @@ class GenerationRun:
             return overload(scenario, contender, started.server, streams, number)
         self._do(contender, workload.warm(streams, workload.source("warm", contender.name, number, streams)))
         # Our paths share a server: neither may find the other's prompts in the prefix cache.
-        draw = workload.source(
-            scenario.name, number, streams, contender.name if contender.name == SSE else ""
-        )
+        own = contender.name if contender.name in EVERY_PATH and contender.name != GRPC else ""
+        draw = workload.source(scenario.name, number, streams, own)
         if scenario.kind == "mixed":
             return measure(contender, self._mixed(contender.name, streams, draw))
         if scenario.kind == "prefix":

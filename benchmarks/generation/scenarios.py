@@ -12,6 +12,11 @@ SSE: Final = "sse"
 OURS: Final = (GRPC, SSE)
 """Paths of Headrace: the typed RPC, and OpenAI's completions streamed through Envoy."""
 
+UNARY: Final = "unary"
+"""The typed RPC that answers once: what the engine does, with as little around it as there can be."""
+
+EVERY_PATH: Final = (UNARY, *OURS, "tgi", "compat", "triton-rest", "triton-grpc", "oicm")
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -31,6 +36,8 @@ class Scenario:
         new_tokens: tokens to be generated.
         prompt_range: shortest and longest prompt of ``mixed``.
         output_range: the same for outputs.
+        words: prompts are words that are one token each, so that a text and its ids are the same work, and
+            nothing ends a text early.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Scenario:
     new_tokens: int = 64
     prompt_range: tuple[int, int] = (16, 256)
     output_range: tuple[int, int] = (16, 96)
+    words: bool = False
 
 
 SCENARIOS: Final = (
@@ -114,6 +122,15 @@ SCENARIOS: Final = (
         "smollm2-torch",
         (GRPC, "transformers-generate", "transformers-continuous"),
         (1, 8, 16, 32),
+    ),
+    Scenario(
+        "generation-routes",
+        "SmolLM2-135M fp32 by every route, 128 tokens in, 64 out",
+        "batch",
+        "smollm2",
+        EVERY_PATH,
+        (32,),
+        words=True,
     ),
     Scenario(
         "generation-overload",

@@ -14,6 +14,7 @@ _COLUMNS: Final = (
     ("÷ raw", f"of {RAW}", 2),
     ("÷ genai", "of onnxruntime-genai", 2),
     ("÷ vllm", "of vllm", 2),
+    ("÷ unary", "of unary", 2),
     ("÷ generate", "of transformers-generate", 2),
     ("÷ q4_1", "of llama-q4_1", 2),
     ("decode ÷floor", f"decode_of {FLOOR}", 2),

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
 import pytest
+from benchmark_import import module
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _module(name: str) -> ModuleType:
-    """Import ``benchmarks.<name>``, which is no installed package, without putting the root on the path."""
-    if "benchmarks" not in sys.modules:
-        folder = ROOT / "benchmarks"
-        spec = importlib.util.spec_from_file_location(
-            "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["benchmarks"])
-    return importlib.import_module(f"benchmarks.{name}")
-
-
-estimates = _module("estimates")
-http2_client = _module("http2_client")
-http_client = _module("http_client")
-load_job = _module("load_job")
+estimates = module("estimates")
+http2_client = module("http2_client")
+http_client = module("http_client")
+load_job = module("load_job")
 
 LARGE = bytes(range(256)) * 8192
 """2 MiB: many frames, and more than the windows that a connection begins with."""

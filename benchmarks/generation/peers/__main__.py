@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.environments import command
 from benchmarks.generation.peers.create import ENVIRONMENTS, create
 
 
@@ -17,15 +17,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Only this environment; may be repeated.")] = None,
 ) -> None:
     """Install the peers, each in an environment of its own: 7 GB, half an hour, network access."""
-    known = [environment.name for environment in ENVIRONMENTS]
-    for name in only or ():
-        if name not in known:
-            raise typer.BadParameter(f"there is no environment '{name}'; there are {', '.join(known)}")
-    try:
-        create(create_in.resolve(), only or [], typer.echo)
-    except subprocess.CalledProcessError as error:
-        typer.echo(f"failed: {error}; see the logs in {create_in}", err=True)
-        sys.exit(1)
+    sys.exit(command(ENVIRONMENTS, create, create_in, only or []))
 
 
 if __name__ == "__main__":

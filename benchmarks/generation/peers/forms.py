@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from benchmarks.environments import UnavailableError, there
 from benchmarks.generation.peers.registry import Form
 
 BUILD_SECONDS: Final = 600.0
 FOLDER_MODEL: Final = "smollm2-torch"
 CREATE: Final = "python -m benchmarks.generation.peers --create"
-
-
-class UnavailableError(Exception):
-    """A contender cannot run here; the text says why and what would help."""
 
 
 def locate(form: Form, repository: Path, model: str, peers: Path) -> Path:
@@ -31,13 +28,13 @@ def locate(form: Form, repository: Path, model: str, peers: Path) -> Path:
         UnavailableError: it is not there, or could not be built.
     """
     if form == "onnx":
-        return _there(repository / model / "1" / "model.onnx", "run `make demo`")
-    folder = _there(repository / FOLDER_MODEL / "1" / "config.json", "run `make demo`").parent
+        return there(repository / model / "1" / "model.onnx", "run `make demo`")
+    folder = there(repository / FOLDER_MODEL / "1" / "config.json", "run `make demo`").parent
     if form == "folder":
         return folder
     if form == "genai":
         return _genai(folder, peers)
-    return _there(peers / "models" / f"smollm2-{form.removeprefix('gguf-')}.gguf", f"run `{CREATE} {peers}`")
+    return there(peers / "models" / f"smollm2-{form.removeprefix('gguf-')}.gguf", f"run `{CREATE} {peers}`")
 
 
 def interpreter(environment: str, peers: Path) -> Path:
@@ -48,13 +45,7 @@ def interpreter(environment: str, peers: Path) -> Path:
     """
     if not environment:
         return Path(sys.executable)
-    return _there(peers / environment / "bin" / "python", f"run `{CREATE} {peers}`")
-
-
-def _there(path: Path, remedy: str) -> Path:
-    if not path.exists():
-        raise UnavailableError(f"there is no {path}: {remedy}")
-    return path
+    return there(peers / environment / "bin" / "python", f"run `{CREATE} {peers}`")
 
 
 def _genai(folder: Path, peers: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -14,13 +13,13 @@ from typing import Any, Final, Self
 
 import psutil
 
-from benchmarks.generation.peers.forms import UnavailableError
+from benchmarks.environments import UnavailableError
 from benchmarks.generation.work import Setup, Trace, Work
+from benchmarks.process_tree import ProcessTree, last_words
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 LOAD_SECONDS: Final = 300.0
 RUN_SECONDS: Final = 600.0
-STOP_SECONDS: Final = 3.0
 
 
 class PeerProcess:
@@ -45,6 +44,7 @@ class PeerProcess:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, env=environment, cwd=log.parent,
                 start_new_session=True, bufsize=0,
             )  # fmt: skip
+        self._tree = ProcessTree(self._process)
         try:
             self.title: str = self._ask({"load": asdict(setup)}, LOAD_SECONDS)["ready"]
         except RuntimeError as error:
@@ -69,40 +69,22 @@ class PeerProcess:
 
     def groups(self) -> dict[str, list[psutil.Process]]:
         """Return its processes now."""
-        return {"peer": self._tree()}
+        return {"peer": self._tree.processes()}
 
     def pause(self) -> None:
         """Stop all its processes where they are."""
-        for process in self._tree():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
+        self._tree.pause()
 
     def resume(self) -> None:
         """Let them go on."""
-        for process in reversed(self._tree()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
+        self._tree.resume()
 
     def close(self) -> None:
-        """End it and whatever it started; some peers leave processes behind that ignore SIGTERM."""
-        self.resume()
-        tree = self._tree()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
+        """End it and whatever it started."""
+        assert self._process.stdin is not None
+        self._tree.end(self._process.stdin.close)
         if self._process.stdout is not None:
             self._process.stdout.close()
-
-    def _tree(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self._process.pid)
-            return [parent, *parent.children(recursive=True)]
-        return []
 
     def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -113,7 +95,7 @@ class PeerProcess:
             while unsent:
                 unsent = unsent[stdin.write(unsent) or 0 :]
         except BrokenPipeError:
-            raise RuntimeError(self._last_words()) from None
+            raise RuntimeError(last_words(self.name, self._log)) from None
         answer = bytearray()
         deadline = time.monotonic() + seconds
         while not answer.endswith(b"\n"):
@@ -121,13 +103,9 @@ class PeerProcess:
                 raise RuntimeError(f"{self.name} did not answer within {seconds:.0f} s")
             piece = os.read(stdout.fileno(), 1 << 20)
             if not piece:
-                raise RuntimeError(self._last_words())
+                raise RuntimeError(last_words(self.name, self._log))
             answer += piece
         decoded: dict[str, Any] = json.loads(answer)
         if "error" in decoded:
             raise RuntimeError(decoded["error"])
         return decoded
-
-    def _last_words(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{self.name} ended: {lines[-1][:300] if lines else 'no output'}"

@@ -1,0 +1,1 @@
+"""Text encoders beside their peers: the servers that others run the same model with."""

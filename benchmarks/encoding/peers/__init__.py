@@ -1,0 +1,1 @@
+"""The peers of text encoding: what installs, starts, pauses and asks them."""

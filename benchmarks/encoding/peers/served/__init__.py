@@ -1,0 +1,1 @@
+"""What runs inside the peers, by their own Python; imports nothing of this project but :mod:`.encoder`."""
