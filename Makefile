@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 PROTOS := $(shell find protos -name '*.proto')
 INSTALLED := $(VENV)/.installed
 STUBS  := $(VENV)/.stubs
+CLIENTS := .cache/clients
 
-.PHONY: help venv stubs typing lint demo serve test bench clean
+.PHONY: help venv stubs clients typing lint demo serve test bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +33,14 @@ stubs: $(INSTALLED) ## compile the .proto files in place, changed or not
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $(STUBS)
 
+# Clients that need older versions of what the server and its tests use; tests run them as programs of their own.
+$(CLIENTS)/.installed: constraints-clients.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -c constraints-clients.txt cohere langchain-huggingface numpy text-generation
+	@touch $@
+
+clients: $(CLIENTS)/.installed ## make the environment of client libraries that the tests run
+
 typing: ## make build/typing: the import names as folders, for type checkers and editors
 	@rm -rf build/typing && mkdir -p build/typing/headrace
 	@ln -s $(foreach name,server runtimes envoy,$(CURDIR)/$(name)) \
@@ -50,7 +59,7 @@ demo: venv ## build the demo model repository; does nothing when it is there
 serve: venv demo ## serve the demo models: REST on 127.0.0.1:8000, gRPC on 127.0.0.1:8001
 	$(BIN)/headrace serve
 
-test: venv demo ## run all tests: the quick ones first, then the slow ones
+test: venv demo clients ## run all tests: the quick ones first, then the slow ones
 	$(BIN)/pytest -m "not slow"
 	$(BIN)/pytest -m slow || [ $$? -eq 5 ] # 5: nothing is marked slow
 

@@ -1,6 +1,7 @@
 -- Envoy runs this only for paths below /models/.
 --
--- /models/{id}/proxy/<rest> is <rest> asked of model {id}. Headers of these names that a caller sends never get here:
+-- /models/{id}/proxy/<rest> is <rest> asked of model {id}. /models/{id} alone is a model's URL as Hugging Face's clients
+-- take it: they post to it as it is, and put the paths below behind it. Headers of these names that a caller sends never get here:
 -- they are removed before any filter runs.
 
 local function unhex(digits)
@@ -14,10 +15,24 @@ local function decoded(segment)
   return name
 end
 
+local BEHIND_A_MODEL = {
+  ["POST "] = "/", ["POST /"] = "/",
+  ["GET /info"] = "/info", ["GET /health"] = "/health",
+  ["POST /v1/chat/completions"] = "/v1/chat/completions",
+}
+
+local function model_url(headers)
+  local model, rest, query = headers:get(":path"):match("^/models/([^/?]+)([^?]*)(.*)$")
+  local path = model and BEHIND_A_MODEL[headers:get(":method") .. " " .. rest]
+  if path == nil then return end
+  headers:replace(":path", path .. query)
+  headers:replace("x-headrace-model", decoded(model))
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local model, rest = headers:get(":path"):match("^/models/([^/?]+)/proxy(.*)$")
-  if model == nil then return end
+  if model == nil then return model_url(headers) end
   local mark = rest:sub(1, 1)
   if mark == "" or mark == "?" then
     rest = "/" .. rest

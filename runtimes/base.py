@@ -38,16 +38,26 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A dense layer behind the pooling: its safetensors file, and one of ``dense.ACTIVATIONS``."""
+
+    path: str
+    activation: str = "Identity"
+
+
+@dataclass(frozen=True, slots=True)
 class TextSpec:
     """How a text encoder turns token ids into its outputs.
 
     ``head`` is ``embed`` (pool the hidden states) or ``classify`` (the graph's logits are the output).
-    ``pooling``, only used by ``embed``, is ``mean``, ``cls``, ``last`` or ``splade``. ``pad_id`` fills rows.
+    ``pooling``, only used by ``embed``, is a name that ``pooling.parts`` knows; ``dense`` are layers that its
+    vectors go through, unless the graph has pooled them itself. ``pad_id`` fills rows.
     """
 
     head: str
     pooling: str = "mean"
     pad_id: int = 0
+    dense: tuple[DenseLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.runtimes import dense
 from headrace.runtimes.base import InvalidInputError, ModelError, Run, TensorModel, TensorSpec, TextSpec
 from headrace.runtimes.datatypes import NUMPY_TYPES
+from headrace.runtimes.dense import Dense
+from headrace.runtimes.pooling import SPLADE, Rows, parts, pool
 
 TOKEN_IDS: Final = "token_ids"
 LENGTHS: Final = "lengths"
@@ -25,7 +28,6 @@ LOGITS: Final = "logits"
 
 _GRAPH_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _FLOATS: Final = ("FP32", "FP16", "BF16", "FP64")
-_POOLINGS: Final = ("mean", "cls", "last", "splade")
 
 
 class TextEncoder:
@@ -52,16 +54,18 @@ class TextEncoder:
         self._text = text
         self._graph_inputs = _checked_inputs(model.inputs)
         self._rank3 = False
+        self._poolings: tuple[str, ...] = ()
+        self._dense: tuple[Dense, ...] = ()
         if text.head == "classify":
             self._source = _logits_output(model.outputs)
         elif text.head == "embed":
-            if text.pooling not in _POOLINGS:
-                msg = f"unknown pooling '{text.pooling}'; expected one of {', '.join(_POOLINGS)}"
-                raise ModelError(msg)
-            splade = text.pooling == "splade"
+            self._poolings = parts(text.pooling)
+            splade = text.pooling == SPLADE
             self._source, self._rank3 = (
                 (_token_logits(model.outputs), True) if splade else _hidden_output(model.outputs)
             )
+            if self._rank3:  # a graph that pools has everything behind the pooling as well
+                self._dense = dense.load(text.dense, self._pooled_width)
         else:
             msg = f"unknown head '{text.head}'; expected embed or classify"
             raise ModelError(msg)
@@ -70,7 +74,7 @@ class TextEncoder:
             (LOGITS,)
             if text.head == "classify"
             else (EMBEDDING, TOKEN_EMBEDDINGS)
-            if self._rank3 and text.pooling != "splade"
+            if self._rank3 and text.pooling != SPLADE
             else (EMBEDDING,)
         )
 
@@ -85,7 +89,17 @@ class TextEncoder:
     @property
     def outputs(self) -> Sequence[TensorSpec]:
         """The outputs of the head."""
-        return [TensorSpec(name, "FP32", (-1, self._source.shape[-1])) for name in self._output_names]
+        own = self._source.shape[-1]
+        width = len(self._dense[-1].weight) if self._dense else self._pooled_width
+        return [
+            TensorSpec(name, "FP32", (-1, width if name == EMBEDDING else own)) for name in self._output_names
+        ]
+
+    @property
+    def _pooled_width(self) -> int:
+        """Values of a pooled vector; -1 when the graph does not say."""
+        own = self._source.shape[-1]
+        return own * len(self._poolings) if self._rank3 and own > 0 else own
 
     @property
     def platform(self) -> str:
@@ -153,21 +167,10 @@ class TextEncoder:
 
     def _pool(self, hidden: NDArray[Any], batch: _Batch) -> NDArray[Any]:
         """Reduce hidden states [rows, width, dim] to one vector a row."""
-        if self._text.pooling == "cls":
-            return hidden[:, 0]
-        if self._text.pooling == "splade":
-            # log(1 + x) grows with x, so the largest logit gives the largest weight: one logarithm a column.
-            largest: NDArray[Any] = np.where(batch.mask[:, :, None], hidden, 0).max(axis=1)
-            weight: NDArray[Any] = np.log1p(np.maximum(largest, 0))
-            return weight
-        if self._text.pooling == "last":
-            pooled: NDArray[Any] = hidden[np.arange(batch.rows), batch.lengths - 1]
-            return pooled
-        # One pass over the hidden states and no masked copy of them; padding has weight 0. Not matmul, which
-        # would wake the BLAS library's own threads beside those of the runtime.
-        weights = batch.mask / batch.lengths[:, None].astype(np.float32)
-        mean: NDArray[Any] = np.einsum("rt,rtd->rd", weights, hidden)
-        return mean
+        vectors = pool(hidden, Rows(batch.lengths, batch.mask), self._poolings)
+        for layer in self._dense:
+            vectors = layer(vectors)
+        return vectors
 
 
 class _Batch:

@@ -24,7 +24,9 @@ from headrace.envoy.options import BootstrapOptions
 from headrace.server.config import Settings
 from headrace.server.interceptors import Interceptors
 from headrace.server.proxy import EnvoyError, EnvoyProcess
+from headrace.server.repository.definition import ModelFactory
 from headrace.server.repository.factory import RunningModels
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.registry import Repository
 from headrace.server.services import registry
 from headrace.server.services.health import Health
@@ -32,6 +34,9 @@ from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestMetrics
+from headrace.server.tuning.cache import TuningCache
+from headrace.server.tuning.fingerprint import machine_facts
+from headrace.server.tuning.models import TunedModels
 from headrace.server.workers.supervised import RestartPolicy
 
 log = structlog.get_logger(__name__)
@@ -67,12 +72,9 @@ class App:
         self._serving = False
         self._changed = asyncio.Event()
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="headrace-"))
-        self._factory = RunningModels(
-            settings.max_queue_size, RestartPolicy(attempts=settings.worker_restart_attempts)
-        )
         self.repository = Repository(
             settings.model_repository,
-            self._factory,
+            _factory(settings),
             control_mode=settings.model_control_mode,
             load_models=settings.load_models,
             cores=settings.cores,
@@ -219,6 +221,23 @@ class App:
         await self.repository.stop()
         self._tokenizing.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
+
+
+def _factory(settings: Settings) -> ModelFactory:
+    """Return what starts models: with the layouts that were measured for them, if the settings say so."""
+    models = RunningModels(settings.max_queue_size, RestartPolicy(attempts=settings.worker_restart_attempts))
+    if settings.tuning == "off":
+        return models
+    machine = Machine(settings.cores, settings.gpus)
+    cache = TuningCache(settings.tuning_cache, machine_facts(machine))
+    return TunedModels(
+        models,
+        machine,
+        cache,
+        settings.tuning,
+        seconds=settings.tuning_seconds,
+        tolerance=settings.tuning_tolerance,
+    )
 
 
 class StartError(Exception):

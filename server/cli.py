@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.server.app import App
 
 cli = typer.Typer(name="headrace", no_args_is_help=True, add_completion=False, help="The inference server.")
+_PLAIN_WIDTH = 120  # of tables that go to a file or another program
 _PASS_THROUGH = MappingProxyType(
     {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
@@ -81,6 +82,37 @@ def check(
     for result in results:
         typer.echo(result.text)
     raise typer.Exit(0 if results and all(result.ok for result in results) else 1)
+
+
+@cli.command()
+def tune(
+    models: Annotated[list[str], typer.Argument(help="Names of models.")],
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure each model.")] = 60.0,
+    write: Annotated[bool, typer.Option("--write", help="Write the best setting into config.pbtxt.")] = False,
+    repository: Annotated[
+        list[Path] | None, typer.Option("--model-repository", help="Another repository than the settings'.")
+    ] = None,
+    configuration: Annotated[
+        Path | None, typer.Option("--config", help="Read this file instead of headrace.yaml.")
+    ] = None,
+) -> None:
+    """Measure which threads, instances and batch limits serve a model best on this machine."""
+    from headrace.server.repository.instances import Machine
+    from headrace.server.tuning.cache import TuningCache
+    from headrace.server.tuning.command import Order, tune_models
+    from headrace.server.tuning.fingerprint import machine_facts
+
+    try:
+        settings = config.load(file=configuration)
+    except config.ConfigError as error:
+        typer.echo(f"headrace: {error}", err=True)
+        raise typer.Exit(2) from None
+    logs.configure("error", "auto")
+    machine = Machine(settings.cores, settings.gpus)
+    order = Order(models, repository or settings.model_repository, seconds, write, settings.tuning_tolerance)
+    cache = TuningCache(settings.tuning_cache, machine_facts(machine))
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    raise typer.Exit(0 if uvloop.run(tune_models(order, machine, cache, console)) else 1)
 
 
 @cli.command()

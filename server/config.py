@@ -29,6 +29,10 @@ def _present_gpus() -> int:
     return sum(1 for entry in Path("/dev").glob("nvidia[0-9]*") if entry.name[6:].isdigit())
 
 
+def _compute_type() -> str:
+    return "cuda" if _present_gpus() else "cpu"
+
+
 class ConfigError(Exception):
     """The settings cannot be used; the text says which and why."""
 
@@ -87,6 +91,37 @@ class Settings(BaseSettings):
     )
     max_client_batch_size: int = Field(
         default=32, ge=1, description="Most texts that one TEI request may carry."
+    )
+    tuning: Literal["off", "cached", "load"] = Field(
+        default="off",
+        description="Threads, instances and batch limits where a model's configuration leaves them open: "
+        "`load` measures them when a model is first loaded on this machine, `cached` only uses what was "
+        "measured before, `off` uses fixed rules.",
+    )
+    tuning_seconds: float = Field(
+        default=10.0, gt=0, description="How long `tuning: load` may measure one model, in seconds."
+    )
+    tuning_tolerance: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the processors that other programs may use while a model is measured; what was "
+        "measured on a busier machine is not used.",
+    )
+    tuning_cache: Path = Field(
+        default=Path(".cache/tuning"), description="Folder that keeps what was measured."
+    )
+    tgi_max_best_of: int = Field(
+        default=2, ge=1, description="Most samples that one TGI request may choose the best of."
+    )
+    tgi_max_stop_sequences: int = Field(
+        default=4, ge=0, le=64, description="Most stop texts of one TGI request."
+    )
+    tgi_max_top_n_tokens: int = Field(
+        default=5, ge=0, le=20, description="Most alternatives that TGI tells with each token."
+    )
+    compute_type: str = Field(
+        default_factory=_compute_type, description="The header `x-compute-type` of TGI's and TEI's answers."
     )
     worker_restart_attempts: int = Field(
         default=5, ge=0, description="Restarts in a row after which a crashing model is marked failed."

@@ -12,6 +12,8 @@
     │   ├── InvalidTensorError      … its tensors do not fit the model
     │   ├── InvalidJsonError        … its body is not the JSON that was expected
     │   ├── InputEmptyError         … nothing to work on
+    │   ├── RequestRefusedError     … the engine says so
+    │   ├── ChatTemplateError       … the conversation cannot be written as a prompt
     │   ├── InputTooLongError       … more tokens than the model takes
     │   └── BatchTooLargeError      … more items than one request may carry
     ├── PayloadTooLargeError        more bytes than the server takes
@@ -90,6 +92,14 @@ class InputEmptyError(InvalidArgumentError):
 
 class InputTooLongError(InvalidArgumentError):
     """An input has more tokens than the model takes, and truncation is off."""
+
+
+class RequestRefusedError(InvalidArgumentError):
+    """The engine that was to generate refuses the request: its grammar, most often."""
+
+
+class ChatTemplateError(InvalidArgumentError):
+    """The chat template is wrong, or refuses the conversation."""
 
 
 class BatchTooLargeError(InvalidArgumentError):

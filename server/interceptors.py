@@ -254,7 +254,7 @@ class Interceptors:
             if model is None
             else RequestLabels(call.protocol, name, model.name, str(model.version), model.task.value)
         )
-        self._metrics.ended(labels, code, time.perf_counter() - start)
+        self._metrics.ended(labels, code, time.perf_counter() - start, call.failure)
 
     def _request_id(self, call: Call) -> str:
         for key, value in call.context.invocation_metadata() or ():
@@ -264,7 +264,9 @@ class Interceptors:
 
     def _domain(self, error: Exception, call: Call) -> HeadraceError:
         """Return domain errors as they are; log anything else and hide its text behind the request id."""
+        call.failure = HeadraceError
         if isinstance(error, HeadraceError):
+            call.failure = type(error)
             return error
         request_id = self._request_id(call)
         log.error("internal error", request_id=request_id, protocol=call.protocol, exc_info=error)

@@ -116,9 +116,12 @@ async def pieces(
                 return
             yield chunk
     finally:
-        if pending is not None and not pending.done():
-            pending.cancel()
-            await asyncio.wait((pending,))
+        if pending is not None:
+            if not pending.done():
+                pending.cancel()
+                await asyncio.wait((pending,))
+            if not pending.cancelled():
+                pending.exception()  # nobody waits for it any more: asyncio would log it
         await chunks.aclose()
 
 

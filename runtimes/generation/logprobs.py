@@ -51,10 +51,16 @@ def largest(row: Row, k: int) -> NDArray[np.intp]:
 
 def log_normalizer(row: Row) -> float:
     """Return the log of the summed exponentials, which turns logits into log-probabilities."""
-    top = row.max()
+    return _log_sum(row, row.max())
+
+
+def _log_sum(row: Row, top: np.float32) -> float:
+    """Return the same where the largest value, ``top``, is known."""
     if not np.isfinite(top):
         return float(top)
-    return float(top) + float(np.log(np.exp(row - top).sum()))
+    shares = row - top
+    np.exp(shares, out=shares)
+    return float(top) + float(np.log(shares.sum()))
 
 
 def log_softmax(row: Row) -> Row:
@@ -64,11 +70,12 @@ def log_softmax(row: Row) -> Row:
 
 def token_logprob(row: Row, token: int, top: int) -> Logprob:
     """Describe ``token`` among the row's possibilities, with the ``top`` most likely ones."""
-    norm = log_normalizer(row)
+    highest, value = row.max(), row[token]
+    norm = _log_sum(row, highest)
     best = largest(row, top) if top else ()
     return Logprob(
-        float(row[token]) - norm,
-        int(np.count_nonzero(row > row[token])) + 1,
+        float(value) - norm,
+        1 if value == highest else int(np.count_nonzero(row > value)) + 1,
         tuple((int(index), float(row[index]) - norm) for index in best),
     )
 

@@ -7,8 +7,16 @@ from typing import Final
 
 from headrace.runtimes.base import ModelError
 
-CANDIDATES: Final = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx")
-"""Looked for in this order: first Triton's name, then what exporters of Hugging Face models write."""
+NAMES: Final = (
+    "model",
+    "model_O1", "model_O2", "model_O3", "model_O4", "model_optimized",
+    "model_fp16",
+    "model_quantized", "model_int8", "model_uint8",
+    "model_qint8_avx512_vnni", "model_qint8_avx512", "model_quint8_avx2", "model_qint8_arm64",
+)  # fmt: skip
+CANDIDATES: Final = tuple(f"{folder}{name}.onnx" for name in NAMES for folder in ("", "onnx/"))
+"""Looked for in this order: first Triton's name, then what exporters of Hugging Face models write, exact
+weights before smaller ones."""
 
 
 def find_model(path: Path) -> Path:

@@ -53,7 +53,6 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=not options.switch(instance.options, "allow_pickle") or None,
-            attn_implementation="sdpa",
             dtype=dtype,
             output_loading_info=True,
         )

@@ -17,9 +17,12 @@ def retry_headers(status: int) -> Headers:
     return (("retry-after", "1"),) if status in {429, 503} else ()
 
 
-def compute_headers(texts: Sequence[Text], token_counts: Sequence[int], times: Timings) -> Headers:
+def compute_headers(
+    texts: Sequence[Text], token_counts: Sequence[int], times: Timings, compute_type: str = "cpu"
+) -> Headers:
     """Return the headers of every answer of Text Embeddings Inference; times are whole milliseconds."""
     return cost_headers(
+        compute_type,
         count_characters(texts),
         sum(token_counts),
         total_ns=times.total_ns,
@@ -30,10 +33,18 @@ def compute_headers(texts: Sequence[Text], token_counts: Sequence[int], times: T
 
 
 def cost_headers(
-    characters: int, tokens: int, *, total_ns: int, tokenization_ns: int, queue_ns: int, inference_ns: int
+    compute_type: str,
+    characters: int,
+    tokens: int,
+    *,
+    total_ns: int,
+    tokenization_ns: int,
+    queue_ns: int,
+    inference_ns: int,
 ) -> Headers:
-    """Return the same of what was counted already; durations are nanoseconds."""
+    """Return the same of what was counted already; ``compute_type`` names the device."""
     return (
+        ("x-compute-type", compute_type),
         ("x-compute-characters", str(characters)),
         ("x-compute-tokens", str(tokens)),
         ("x-compute-time", _milliseconds(inference_ns)),

@@ -78,6 +78,11 @@ def _texts(values: list[Any], types: set[type]) -> bytes:
 
 
 def raw_to_json(output: OutputTensor) -> orjson.Fragment:
+    """Render an output for a JSON document; see :func:`array_json`."""
+    return orjson.Fragment(array_json(output))
+
+
+def array_json(output: OutputTensor) -> bytes:
     """Render an output's values as one flat JSON array; floats as the double that they are exactly.
 
     Values that are not finite are written as ``NaN``, ``Infinity`` and ``-Infinity``.
@@ -86,13 +91,13 @@ def raw_to_json(output: OutputTensor) -> orjson.Fragment:
         InvalidArgumentError: an element of ``BYTES`` is not UTF-8.
     """
     if output.datatype == BYTES:
-        return orjson.Fragment(orjson.dumps(_decode_texts(output)))
+        return orjson.dumps(_decode_texts(output))
     values: NDArray[Any] = to_array(output.datatype, (-1,), output.data) if output.data else np.empty(0)
     if output.datatype in ("FP16", "BF16", "FP32", "FP64"):
         values = values.astype(np.float64)
         if not np.isfinite(values).all():
-            return orjson.Fragment(_not_finite(values))
-    return orjson.Fragment(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
+            return _not_finite(values)
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _not_finite(values: NDArray[np.float64]) -> bytes:

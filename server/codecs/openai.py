@@ -1,15 +1,12 @@
-"""Bodies and errors of the OpenAI API: embeddings and models."""
+"""Answers and errors of the OpenAI API: models, and errors of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from headrace.server.codecs.json_body import encode
 from headrace.server.codecs.tei import error_kind
-from headrace.server.codecs.text_inputs import Inputs
+from headrace.server.codecs.vllm_pooling_answers import message_of
 from headrace.server.errors import (
     HeadraceError,
     InputTooLongError,
@@ -22,22 +19,6 @@ from headrace.server.errors import (
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
-
-
-class EmbeddingsBody(msgspec.Struct):
-    """Body of ``/v1/embeddings``; None is absent. ``user`` and other fields are ignored."""
-
-    input: Inputs
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
-
-
-def embeddings_json(data: bytes, model: str, token_counts: Sequence[int]) -> bytes:
-    """Put the answer around ``data``, the encoded array of embedding objects."""
-    tokens = sum(token_counts)
-    rest = encode({"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-    return b'{"object":"list","data":' + data + b"," + rest[1:]
 
 
 def model_card(identifier: str, model: Model, created: int) -> dict[str, Any]:
@@ -82,19 +63,13 @@ def error_json(error: HeadraceError, *, embeddings: bool) -> tuple[int, bytes]:
             Embeddings Inference look for them; OpenAI's clients read ``error``.
     """
     status, kind, code = _classified(error)
-    message = error.message.replace("`inputs", "`input")
-    if isinstance(error, InputTooLongError) and "max_tokens" in error.metadata:
-        # Proxies and LangChain recognise this sentence and the code in it.
-        message = (
-            f"This model's maximum context length is {error.metadata['max_tokens']} tokens. However, your "
-            f"input contains {error.metadata['tokens']} tokens. Please reduce the length of the input. "
-            "(context_length_exceeded)"
-        )
+    message = message_of(error, error.message)
     field = error.metadata.get("field")
     param = "input" if field == "inputs" else field
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     if embeddings:
-        body |= {"message": message, "code": status, "type": error_kind(error)}
+        known = error_kind(error)
+        body |= {"message": message, "code": status, "type": known, "error_type": known}
     return status, encode(body)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from headrace.server.codecs.openai_sampling import SamplingBody, Wanted
+from headrace.server.codecs.openai_tgi import continues, with_tool_prompt
 from headrace.server.codecs.openai_usage import StreamOptions
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.tasks.chat import Chat
@@ -33,28 +34,42 @@ class ChatBody(msgspec.Struct):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tool_prompt: str | None = None
     reasoning_effort: str | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
 
-def chat(body: ChatBody, tools: list[dict[str, Any]] | None) -> Chat:
-    """Return the conversation; ``tools`` are those that the template may tell of."""
+def chat(body: ChatBody, tools: list[dict[str, Any]] | None, variables: frozenset[str] | None = None) -> Chat:
+    """Return the conversation.
+
+    Args:
+        body: the request.
+        tools: those that the template may tell of.
+        variables: what a template of the request may read; None for all.
+    """
     kwargs = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    goes_on = body.continue_final_message
+    if goes_on is None and body.add_generation_prompt is None:
+        goes_on = continues(body.model, body.messages)
+    messages = body.messages
+    if tools and body.tool_prompt:
+        messages = with_tool_prompt(messages, body.tool_prompt)
     return Chat(
-        body.messages,
+        messages,
         tools=tools,
         template=body.chat_template or "",
         # A message that is to be continued leaves no room for the start of an answer.
-        add_generation_prompt=not body.continue_final_message
+        add_generation_prompt=not goes_on
         if body.add_generation_prompt is None
         else body.add_generation_prompt,
-        continue_final_message=bool(body.continue_final_message),
+        continue_final_message=bool(goes_on),
         documents=body.documents,
         template_kwargs=kwargs,
         add_special_tokens=bool(body.add_special_tokens),
+        variables=variables,
     )
 
 

@@ -93,11 +93,10 @@ class ChatChunks:
         prefix: str,
     ) -> None:
         self._body = body
-        self._fingerprint = identity.fingerprint
         self._reports = reports
         self._stream = stream
         self._prefix = prefix
-        self._encoder = ChunkEncoder(identity.common(CHUNK), CHAT, samples, usage_null=reports.last)
+        self._encoder = ChunkEncoder(identity.of_chunks(CHUNK), CHAT, samples, usage_null=reports.last)
         self._readers = [MessageReader(tools) for _ in range(samples)]
         self._begun = False
         self._plain = not body.logprobs and not body.return_token_ids
@@ -154,13 +153,11 @@ class ChatChunks:
             as_ids = bool(self._body.return_tokens_as_token_ids)
             choice["logprobs"] = chat_logprobs(delta.details, as_ids=as_ids)
         choice["finish_reason"] = None
-        rest: dict[str, Any] = {}
         if last and delta.finish is not None:
             choice |= {"finish_reason": reader.finish_reason(delta.finish), "stop_reason": delta.stop}
-            rest["system_fingerprint"] = self._fingerprint
         if self._body.return_token_ids and first:
             choice["token_ids"] = delta.token_ids
-        return self._encode(choice, rest)
+        return self._encode(choice, {})
 
     def _encode(self, choice: dict[str, Any], rest: dict[str, Any]) -> bytes:
         choice.setdefault("logprobs", None)

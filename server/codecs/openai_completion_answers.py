@@ -108,12 +108,11 @@ class CompletionChunks:
         echoes: Sequence[str],
     ) -> None:
         self._body = body
-        self._fingerprint = identity.fingerprint
         self._reports = reports
         self._streams = streams
         self._n = sampling.n or 1
         choices = self._n * len(streams)
-        self._encoder = ChunkEncoder(identity.common(OBJECT), COMPLETION, choices, usage_null=reports.last)
+        self._encoder = ChunkEncoder(identity.of_chunks(OBJECT), COMPLETION, choices, usage_null=reports.last)
         self._echoes: dict[int, str] = {}
         if body.echo:
             self._echoes = {index: echoes[index // self._n] for index in range(choices)}
@@ -147,14 +146,9 @@ class CompletionChunks:
             choice["token_ids"] = delta.token_ids
             choice["prompt_token_ids"] = stream.prompt_ids if index in self._prompt_ids_due else None
             self._prompt_ids_due.discard(index)
-        rest: dict[str, Any] = {}
-        if delta.finish is not None:
-            rest["system_fingerprint"] = self._fingerprint
         if self._reports.each:
-            rest["usage"] = self._usage()
-        elif rest and self._reports.last:
-            rest["usage"] = None
-        return self._encoder.choice(choice, **rest)
+            return self._encoder.choice(choice, usage=self._usage())
+        return self._encoder.choice(choice)
 
     def end(self) -> bytes:
         """Encode what follows the last chunk with a choice."""

@@ -45,7 +45,10 @@ def prompts(body: CompletionBody, sampling: SamplingBody, settings: GenerationSe
         InvalidArgumentError: no prompt, too many, texts and ids mixed, or a ``suffix``.
     """
     if body.suffix:
-        raise InvalidArgumentError("suffix is not currently supported", field="suffix")
+        raise InvalidArgumentError(
+            "suffix is not currently supported, it can be achieved by preprocessing the prompt.",
+            field="suffix",
+        )
     if not body.prompt:
         raise InvalidArgumentError(
             "Either prompt or prompt_embeds must be provided and non-empty.", field="prompt"
@@ -89,7 +92,7 @@ def wanted(
     echoed = body.logprobs if body.echo and sampling.prompt_logprobs is None else None
     return Wanted(
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        min_max_tokens=0 if body.echo else 1,
+        may_be_empty=bool(body.echo),
         logprobs=body.logprobs,
         prompt_logprobs=top_logprobs("logprobs", echoed, "sample", settings.vocabulary_size),
         grammar=grammar,

@@ -37,8 +37,13 @@ _TYPES: Final = (
 )
 
 
-def error_object(error: HeadraceError) -> dict[str, Any]:
-    """Return the members of ``error``: message, type, param and code."""
+def error_object(error: HeadraceError, *, oicm: bool = False) -> dict[str, Any]:
+    """Return the members of ``error``: message, type, param and code.
+
+    Args:
+        error: what happened.
+        oicm: whether this is OICM's surface, where a request's own template that fails gives 422.
+    """
     for kind, known_status, known_name in _TYPES:
         if isinstance(error, kind):
             status, name = known_status, known_name
@@ -46,6 +51,8 @@ def error_object(error: HeadraceError) -> dict[str, Any]:
     else:
         status, name = status_of(error).http, "InternalServerError"
     param = error.metadata.get("field")
+    if oicm and param == "chat_template" and status == 400:
+        status, name = 422, "UnprocessableEntityError"
     message = error.message
     if isinstance(error, ModelNotFoundError) and "model" in error.metadata:
         param = "model"
@@ -53,9 +60,9 @@ def error_object(error: HeadraceError) -> dict[str, Any]:
     return {"message": message, "type": name, "param": param, "code": status}
 
 
-def error_json(error: HeadraceError) -> tuple[int, bytes]:
-    """Return the HTTP status and the body of an error."""
-    found = error_object(error)
+def error_json(error: HeadraceError, *, oicm: bool = False) -> tuple[int, bytes]:
+    """Return the HTTP status and the body of an error; see :func:`error_object`."""
+    found = error_object(error, oicm=oicm)
     return found["code"], encode({"error": found})
 
 

@@ -26,6 +26,10 @@ class Identity(NamedTuple):
         """Return the first members of an object or chunk."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
+    def of_chunks(self, kind: str) -> dict[str, Any]:
+        """Return the first members of every chunk: clients of Text Generation Inference need the last one."""
+        return {**self.common(kind), "system_fingerprint": self.fingerprint}
+
 
 def identity(prefix: str, model: str, fingerprint: str, request_id: str | None = None) -> Identity:
     """Name a new answer: the prefix, and the caller's id or a new one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from headrace.runtimes.generation.parameters import Sampling
+from headrace.server.codecs.families import FAMILIES
 from headrace.server.codecs.openai_ranges import (
     cache_salt,
     int64,
@@ -96,9 +97,8 @@ def _max_tokens(wanted: Wanted, settings: GenerationSettings) -> int:
     """Return the limit on new tokens; what does not fit beside the prompt is cut by the task."""
     if wanted.max_tokens is None:
         return settings.defaults.max_new_tokens or settings.max_tokens
-    if wanted.max_tokens < wanted.min_max_tokens:
-        rule = f"must be at least {wanted.min_max_tokens}"
-        raise out_of_range(wanted.max_tokens_field, rule, wanted.max_tokens)
+    if not wanted.may_be_empty:
+        FAMILIES["openai"].check(wanted.max_tokens_field, wanted.max_tokens)
     return wanted.max_tokens
 
 

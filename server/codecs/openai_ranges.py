@@ -63,13 +63,13 @@ def top_logprobs(field: str, count: int | None, kind: str, vocabulary_size: int)
     return wanted
 
 
-def logit_bias(biases: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
-    """Return (token id, bias) pairs; a bias beyond ±100 is cut to it.
+def logit_bias(biases: Mapping[str, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
+    """Return (token id, bias) pairs; a bias beyond ±100 is cut to it. A list says nothing.
 
     Raises:
         InvalidArgumentError: a key is no token id.
     """
-    if not biases:
+    if not biases or isinstance(biases, list):
         return ()
     try:
         pairs = {int(key): max(-100.0, min(100.0, bias)) for key, bias in biases.items()}

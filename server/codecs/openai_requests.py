@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.server.codecs.json_body import parse
+from headrace.server.codecs.text_inputs import kept_tokens
 from headrace.server.errors import InvalidArgumentError, InvalidJsonError
 
 if TYPE_CHECKING:
@@ -58,22 +59,9 @@ def truncation(sampling: SamplingBody, settings: GenerationSettings, max_tokens:
     Raises:
         InvalidArgumentError: the number is out of range.
     """
-    keep = sampling.truncate_prompt_tokens
-    if keep is None:
-        return None
-    if keep > settings.max_tokens:
-        raise InvalidArgumentError(
-            "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation "
-            "size.",
-            field="truncate_prompt_tokens",
-        )
-    if keep == -1:
+    if sampling.truncate_prompt_tokens == -1:
         return fitting(settings, max_tokens)
-    if keep < 1:
-        raise InvalidArgumentError(
-            f"truncate_prompt_tokens must be -1 or at least 1, got {keep}.", field="truncate_prompt_tokens"
-        )
-    return keep
+    return kept_tokens(sampling.truncate_prompt_tokens, settings.max_tokens)
 
 
 def fitting(settings: GenerationSettings, max_tokens: int | None) -> int:

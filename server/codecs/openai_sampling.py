@@ -12,7 +12,8 @@ from headrace.runtimes.generation.parameters import Grammar
 class SamplingBody(msgspec.Struct):
     """Fields that say how to choose tokens and when to stop; None is absent.
 
-    What changes nothing here (``spaces_between_special_tokens``, ``user``, ``metadata``, …) is not listed.
+    What changes nothing here (``spaces_between_special_tokens``, ``user``, ``metadata``, …) is not listed. A
+    ``logit_bias`` that is a list is what Text Generation Inference takes, and does nothing with.
     """
 
     temperature: float | None = None
@@ -23,7 +24,7 @@ class SamplingBody(msgspec.Struct):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | list[float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     stop: str | list[str] | None = None
@@ -51,7 +52,7 @@ class Wanted(msgspec.Struct, frozen=True):
     Attributes:
         max_tokens: new tokens at most; None is as many as fit.
         max_tokens_field: under which name the request gave it.
-        min_max_tokens: smallest ``max_tokens`` that makes sense; 0 where only the prompt is of interest.
+        may_be_empty: whether ``max_tokens`` may be 0, because the prompt itself is of interest.
         logprobs: alternatives with each token; None for no logprobs.
         logprobs_field: under which name the request gave it.
         prompt_logprobs: overrides the field of the same name (``echo`` needs them).
@@ -62,7 +63,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     max_tokens: int | None
     max_tokens_field: str = "max_tokens"
-    min_max_tokens: int = 1
+    may_be_empty: bool = False
     logprobs: int | None = None
     logprobs_field: str = "logprobs"
     prompt_logprobs: int | None = None

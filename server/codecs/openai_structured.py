@@ -1,7 +1,7 @@
 """What a request says its output must match: ``response_format``, ``structured_outputs``, ``guided_*``.
 
 Sources: OpenAI's ``response_format``; vLLM's ``structured_outputs`` and the older ``guided_*`` fields; the
-``value`` beside ``json_object`` is how huggingface_hub writes a schema.
+``value`` beside a type is Text Generation Inference's form, which huggingface_hub sends.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import orjson
 
 from headrace.runtimes.generation.parameters import Grammar
 from headrace.server.codecs.json_body import encode
@@ -89,7 +90,7 @@ def _from_format(given: ResponseFormat | None) -> Grammar | None:
         # huggingface_hub sends a schema so; without one any object will do.
         return Grammar("json_object") if given.value is None else json_schema(given.value)
     if given.type == "json_schema":
-        return json_schema(_schema(given))
+        return json_schema(_schema(given) if given.value is None else _named_schema(given.value))
     if given.type in {"regex", "json"} and given.value is not None:  # Text Generation Inference's types
         if given.type == "json":
             return json_schema(given.value)
@@ -122,6 +123,12 @@ def _schema(given: ResponseFormat) -> dict[str, Any] | bool:
     return schema
 
 
+def _named_schema(value: dict[str, Any] | str) -> dict[str, Any] | str:
+    """Return TGI's ``{"name", "schema"}`` without the name; a schema that stands alone is taken too."""
+    schema = value.get("schema") if isinstance(value, dict) else None
+    return schema if isinstance(schema, dict) else value
+
+
 def _from_outputs(outputs: StructuredOutputs) -> Grammar:
     compact = bool(outputs.disable_any_whitespace)
     found: dict[str, Grammar] = {}
@@ -152,5 +159,13 @@ def _from_outputs(outputs: StructuredOutputs) -> Grammar:
 
 
 def json_schema(schema: str | dict[str, Any] | bool, *, compact: bool = False) -> Grammar:
-    """Return the grammar of a JSON schema, given as an object or as its text."""
-    return Grammar("json_schema", schema if isinstance(schema, str) else encode(schema).decode(), compact)
+    """Return the grammar of a JSON schema, given as an object or as its text.
+
+    Raises:
+        InvalidArgumentError: it has more levels than can be written.
+    """
+    try:
+        text = schema if isinstance(schema, str) else encode(schema).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidArgumentError("the JSON schema is nested too deeply", field="response_format") from None
+    return Grammar("json_schema", text, compact)

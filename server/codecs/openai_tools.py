@@ -51,35 +51,54 @@ def tools(body: ToolsBody, parser: str, *, constrained: bool) -> Tools:
             "`tools` must not be an empty array. Either provide at least one tool or leave the field out.",
             field="tools",
         )
-    choice, names = _choice(body.tool_choice, parallel=body.parallel_tool_calls is not False)
-    if not body.tools:
+    given = [_with_parameters(tool) for tool in body.tools or ()]
+    choice, names = _choice(
+        body.tool_choice,
+        [_name(tool) for tool in given],
+        parallel=body.parallel_tool_calls is not False,
+    )
+    if not given:
         if body.tool_choice is not None and choice.mode != "none":
             raise InvalidArgumentError("When using `tool_choice`, `tools` must be set.", field="tool_choice")
         return Tools(None, ToolChoice("none"), ToolPlan())
-    if len(body.tools) > MAX_TOOLS:
+    if len(given) > MAX_TOOLS:
         raise InvalidArgumentError(
-            f"`tools` has {len(body.tools)} entries, at most {MAX_TOOLS} may be", field="tools"
+            f"`tools` has {len(given)} entries, at most {MAX_TOOLS} may be", field="tools"
         )
     if constrained and choice.mode in {"required", "named"}:
         raise InvalidArgumentError(
             "You can only either use constraints for structured outputs or tools, not both.",
             field="tool_choice",
         )
-    told = body.tools if names is None else _allowed(body.tools, names)
+    told = given if names is None else _allowed(given, names)
     plan = plan_tools(told, choice, parser)
     return Tools(None if choice.mode == "none" else told, choice, plan)
 
 
-def _choice(given: str | dict[str, Any] | None, *, parallel: bool) -> tuple[ToolChoice, list[str] | None]:
-    """Return the choice and, where it narrows the tools, the names that stay."""
+def _with_parameters(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a definition with its schema where OpenAI has it; TGI's clients may call it ``arguments``."""
+    function = tool.get("function")
+    if not isinstance(function, dict) or "parameters" in function or "arguments" not in function:
+        return tool
+    renamed = {"parameters" if key == "arguments" else key: value for key, value in function.items()}
+    return {**tool, "function": renamed}
+
+
+def _choice(
+    given: str | dict[str, Any] | None, known: Sequence[Any], *, parallel: bool
+) -> tuple[ToolChoice, list[str] | None]:
+    """Return the choice and, where it narrows the tools, the names that stay.
+
+    TGI takes a function's bare name, and leaves out the ``type``.
+    """
     match given:
-        case None | "auto":
-            return ToolChoice("auto", parallel=parallel), None
+        case None | "auto" | "required":
+            return ToolChoice(given or "auto", parallel=parallel), None
         case "none":
             return ToolChoice("none"), None
-        case "required":
-            return ToolChoice("required", parallel=parallel), None
-        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+        case {"function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            return ToolChoice("named", name), None
+        case str(name) if name in known:
             return ToolChoice("named", name), None
         case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*allowed]}} | {
             "type": "allowed_tools",

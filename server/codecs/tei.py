@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
-from uuid import uuid4
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -28,6 +28,10 @@ from headrace.server.tasks.classify import Classifications
 from headrace.server.tasks.embed import EmbedOptions
 from headrace.server.tasks.rerank import Ranking
 from headrace.server.tasks.sparse import Weights
+from headrace.server.tasks.text_models import sigmoid, softmax
+
+if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
 
 
 class EmbedBody(msgspec.Struct):
@@ -74,12 +78,14 @@ class DecodeBody(msgspec.Struct):
 
 
 class PredictBody(msgspec.Struct):
-    """Body of ``/predict`` and ``/classify``."""
+    """Body of ``/predict``; the last two fields before ``model`` are those of Hugging Face's pipelines."""
 
     inputs: PairInputs
     truncate: bool | None = None
     truncation_direction: str | None = None
     raw_scores: bool | None = None
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    top_k: int | None = None
     model: str | None = None
 
 
@@ -92,22 +98,6 @@ class RerankBody(msgspec.Struct):
     truncation_direction: str | None = None
     raw_scores: bool | None = None
     return_text: bool | None = None
-    model: str | None = None
-
-
-class Document(msgspec.Struct):
-    """A document that is an object."""
-
-    text: str
-
-
-class DocumentsBody(msgspec.Struct):
-    """Body of ``/rerank`` with ``documents``: the shape of Cohere, Jina and vLLM."""
-
-    query: str
-    documents: str | list[str | Document]
-    top_n: int | None = None
-    return_documents: bool | None = None
     model: str | None = None
 
 
@@ -124,6 +114,65 @@ def embed_options(body: EmbedBody | SimilarityParameters) -> EmbedOptions:
         direction=direction(body.truncation_direction),
         prompt_name=body.prompt_name,
     )
+
+
+def decode_rows(body: DecodeBody) -> list[list[int]]:
+    """Return the lists of token ids.
+
+    Raises:
+        InvalidJsonError: ids and lists of them in one list.
+        InputEmptyError: there is none.
+    """
+    rows = [entry for entry in body.ids if isinstance(entry, list)]
+    flat = [entry for entry in body.ids if isinstance(entry, int)]
+    if rows and flat:
+        raise InvalidJsonError("`ids`: token ids and lists of them cannot be in one list", field="ids")
+    if not (rows or flat):
+        raise InputEmptyError("`input_ids` cannot be empty", field="ids", index="0")
+    return rows or [flat]
+
+
+def check_normalize(body: EmbedBody, model: Model) -> None:
+    """Refuse to scale the weights of a vocabulary to unit length.
+
+    Raises:
+        TaskNotSupportedError: the model has SPLADE pooling, and ``normalize`` is not false.
+    """
+    if model.text is not None and model.text.sparse and body.normalize is not False:
+        raise TaskNotSupportedError(
+            "`normalize` is not available for SPLADE models: set it to false, or use /embed_sparse",
+            model=model.name,
+            task=model.task.value,
+        )
+
+
+def check_pooled_late(model: Model) -> None:
+    """Refuse to give the vectors of tokens where there are weights of a vocabulary.
+
+    Raises:
+        TaskNotSupportedError: the model has SPLADE pooling.
+    """
+    if model.text is not None and model.text.sparse:
+        raise TaskNotSupportedError(
+            "`embed_all` is not available for SPLADE models", model=model.name, task=model.task.value
+        )
+
+
+def applied(result: Classifications, function: str, top_k: int | None) -> Classifications:
+    """Return classifications of logits with ``function`` applied: ``sigmoid``, ``softmax`` or ``none``.
+
+    None of these changes the order of the labels; ``top_k`` keeps the first.
+
+    Raises:
+        InvalidArgumentError: ``top_k`` below 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise InvalidArgumentError(
+            f"`top_k` is {top_k}, expected at least 1", field="top_k", value=str(top_k)
+        )
+    apply = {"sigmoid": sigmoid, "softmax": softmax}.get(function)
+    scores = result.scores if apply is None else apply(result.scores)
+    return replace(result, order=result.order[:, :top_k], scores=scores[:, :top_k])
 
 
 def sparse_json(rows: Sequence[Weights]) -> bytes:
@@ -158,24 +207,6 @@ def ranks_json(result: Ranking, texts: list[str] | None) -> bytes:
     )
 
 
-def results_json(result: Ranking, documents: list[str], model: str, *, with_text: bool) -> bytes:
-    """Encode the answer to a body with ``documents``."""
-    tokens = sum(result.token_counts)
-    results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": score}
-        | ({"document": {"text": documents[index], "multi_modal": None}} if with_text else {})
-        for index, score in zip(result.order, result.scores, strict=True)
-    ]
-    return encode(
-        {
-            "id": f"rerank-{uuid4().hex}",
-            "model": model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "results": results,
-        }
-    )
-
-
 def error_json(error: HeadraceError, *, oicm: bool) -> tuple[int, bytes]:
     """Return the HTTP status and the body of an error.
 
@@ -183,7 +214,7 @@ def error_json(error: HeadraceError, *, oicm: bool) -> tuple[int, bytes]:
     does something else is 400 instead of 424.
     """
     status, kind, prefix = _classified(error, oicm=oicm)
-    return status, encode({"error": prefix + error.message, "error_type": kind})
+    return status, encode({"error": prefix + _message(error), "error_type": kind})
 
 
 def error_kind(error: HeadraceError) -> str:
@@ -193,7 +224,11 @@ def error_kind(error: HeadraceError) -> str:
 
 def error_text(error: HeadraceError) -> str:
     """Return the message, behind the words that the family puts before it."""
-    return _classified(error, oicm=False)[2] + error.message
+    return _classified(error, oicm=False)[2] + _message(error)
+
+
+def _message(error: HeadraceError) -> str:
+    return "Model is overloaded" if isinstance(error, QueueFullError) else error.message
 
 
 def _classified(error: HeadraceError, *, oicm: bool) -> tuple[int, str, str]:
@@ -204,6 +239,8 @@ def _classified(error: HeadraceError, *, oicm: bool) -> tuple[int, str, str]:
         return 400, "Validation", ""  # not JSON at all; JSON of a wrong shape is 422
     for kind, status, name, prefix in _ERRORS:
         if isinstance(error, kind):
+            if error.message.startswith("tokenizer error"):
+                return status, "Tokenizer", ""  # the library's own, with its text
             of_one_input = "index" in error.metadata
             return status, name, _INPUT_ERROR if prefix is None and of_one_input else prefix or ""
     return status_of(error).http, type(error).__name__.removesuffix("Error"), ""

@@ -68,9 +68,10 @@ def ranks(query: str, texts: Sequence[str], result: Ranking, *, return_text: boo
     )
 
 
-def headers(cost: tei_pb2.Metadata) -> Headers:
+def headers(cost: tei_pb2.Metadata, compute_type: str) -> Headers:
     """Return the headers that a unary answer has in this family; times are whole milliseconds."""
     return cost_headers(
+        compute_type,
         cost.compute_chars,
         cost.compute_tokens,
         total_ns=cost.total_time_ns,

@@ -98,3 +98,28 @@ def direction(name: str | None) -> Direction:
             field="truncation_direction",
             value=str(name),
         ) from None
+
+
+def kept_tokens(keep: int | None, most: int) -> int | None:
+    """Return how many tokens of an input are kept, None for as many as there is room for.
+
+    Args:
+        keep: ``truncate_prompt_tokens``: None and -1 set no limit of their own.
+        most: what the model takes.
+
+    Raises:
+        InvalidArgumentError: the number is out of range.
+    """
+    if keep is None or keep == -1:
+        return None
+    if keep > most:
+        raise InvalidArgumentError(
+            "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation "
+            "size.",
+            field="truncate_prompt_tokens",
+        )
+    if keep < 1:
+        raise InvalidArgumentError(
+            f"truncate_prompt_tokens must be -1 or at least 1, got {keep}.", field="truncate_prompt_tokens"
+        )
+    return keep

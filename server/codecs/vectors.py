@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.server.codecs.json_body import encode
+from headrace.server.codecs.vector_formats import VectorFormat
 
 _BLOCK_BYTES: Final = 64 * 1024
 """Float32 bytes that are encoded at a time, some 0.2 ms: in a thread, others get the interpreter between."""
@@ -25,17 +26,25 @@ def json_token_vectors(rows: Sequence[NDArray[np.float32]]) -> bytes:
     return b"[" + b",".join(map(json_vectors, rows)) + b"]"
 
 
-def json_embeddings(vectors: NDArray[np.float32], *, base64: bool) -> bytes:
-    """Encode [n, dim] as OpenAI's array of embedding objects; base64 is of little-endian float32."""
+def json_embeddings(
+    rows: Iterable[NDArray[np.float32]],
+    form: VectorFormat,
+    *,
+    kind: str = "embedding",
+    field: str = "embedding",
+) -> bytes:
+    """Encode an array of objects with one vector, or one matrix of token vectors, each.
+
+    Args:
+        rows: float32 [dim], or [tokens, dim], of each input.
+        form: ``float`` gives arrays of numbers, anything else base64 of the packed ones.
+        kind: ``object`` of each entry.
+        field: what holds the vector.
+    """
     pieces: list[bytes] = []
-    index = 0
-    for block in _blocks(vectors):
-        objects = []
-        for row in block:
-            value = b64encode(row).decode("ascii") if base64 else row
-            objects.append({"object": "embedding", "index": index, "embedding": value})
-            index += 1
-        pieces.append(encode(objects)[1:-1])
+    for index, row in enumerate(rows):
+        value = row if form.encoding == "float" else b64encode(form.pack(row)).decode("ascii")
+        pieces.append(encode({"object": kind, "index": index, field: value}))
     return b"[" + b",".join(pieces) + b"]"
 
 

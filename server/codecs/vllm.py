@@ -64,21 +64,6 @@ def tokens_json(ids: Sequence[int], strings: Sequence[str | None] | None, max_mo
     return encode({"count": len(ids), "max_model_len": max_model_len, "tokens": ids, "token_strs": strings})
 
 
-def flat_tokens_json(tokens: Sequence[Token]) -> bytes:
-    """Encode the tokens of one text as Text Generation Inference does; special tokens have an empty slice."""
-    return encode(
-        [
-            {
-                "id": token.token_id,
-                "text": "" if token.special else token.text,
-                "start": token.start or 0,
-                "stop": token.stop or 0,
-            }
-            for token in tokens
-        ]
-    )
-
-
 def nested_tokens_json(texts: Sequence[Sequence[Token]]) -> bytes:
     """Encode the tokens of each text as Text Embeddings Inference does."""
     return encode(

@@ -13,6 +13,7 @@ from headrace.runtimes.wire import Loaded
 from headrace.server.repository.comparison import check_fit
 from headrace.server.repository.completion import complete_tensors, fill_defaults
 from headrace.server.repository.generation import GenerationModel
+from headrace.server.repository.generation_tensors import add_optional
 from headrace.server.repository.model import GenerationSettings, Model, ModelTensor, Task, TextSettings
 from headrace.server.repository.signature import model_inputs, model_outputs
 from headrace.server.repository.text import TextModel
@@ -97,13 +98,14 @@ class ModelDefinition:
         text, generation = self.text_model, self.generation_model
         seen = loaded if text is None else text.signature(loaded, self.label)
         if generation is not None:
-            seen = generation.signature(loaded)
+            seen = generation.signature(loaded, self.config)
         config = complete_tensors(self.config, seen, dynamic=self.dynamic_batching, text=text is not None)
         check_fit(config, seen, self.written, self.label)
         check_completed(config, self.label)
         config.platform = config.platform or loaded.platform
         if generation is not None:  # one request has any number of answers
             config.model_transaction_policy.decoupled = True
+            add_optional(config)
         fill_defaults(config)
         outputs = model_outputs(config, self.labels)
         return CompletedModel(

@@ -66,7 +66,12 @@ class RunningModels:
 
         generation = definition.generation_model
         if generation is not None:
-            counters = GenerationStatistics(statistics, generation.settings.max_tokens)
+            counters = GenerationStatistics(
+                statistics,
+                generation.settings.max_tokens,
+                block_tokens=generation.spec.block_tokens,
+                draft_tokens=generation.spec.draft_tokens,
+            )
             max_queue = self._max_queue_size if generation.max_queue is None else generation.max_queue
             generator = EngineGenerator(definition.name, counters, max_queue)
             running, completed = await self._start_engines(definition, generator, restarted, failed)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
+from headrace.runtimes.onnx.files import CANDIDATES
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.layout import ModelFolder, contents
 
@@ -24,7 +25,7 @@ BACKEND_OF: Final = MappingProxyType({"onnx": "onnxruntime", "torch": "pytorch"}
 
 _CANDIDATES: Final = MappingProxyType(
     {
-        "onnx": ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx"),
+        "onnx": CANDIDATES,
         "torch": ("model.pt2", "model.pt", "model.safetensors", "model.safetensors.index.json"),
     }
 )

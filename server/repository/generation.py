@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
-from headrace.runtimes.base import TensorSpec
-from headrace.runtimes.datatypes import BYTES
 from headrace.runtimes.generation.base import GenerationSpec
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError
@@ -19,14 +17,12 @@ from headrace.server.repository.chat_files import (
     sampling_defaults,
     special_tokens,
 )
+from headrace.server.repository.generation_tensors import INPUT, INPUTS, OUTPUT, OUTPUTS, named
 from headrace.server.repository.huggingface import CONFIG, TOKENIZER, HuggingFaceFolder
 from headrace.server.repository.model import GenerationSettings, Task
 from headrace.server.repository.parameters import ModelParameters
 from headrace.server.repository.text import load_tokenizer
 from headrace.server.tasks.tool_calls import TOOL_PARSERS, detect_tool_parser
-
-INPUT: Final = "text_input"
-OUTPUT: Final = "text_output"
 
 DEFAULT_MOST_TOKENS: Final = 8192
 """Longest sequence where no parameter says so and the model would take more."""
@@ -62,11 +58,11 @@ class GenerationModel:
     max_queue: int | None
     kv_token_bytes: int
 
-    def signature(self, loaded: Loaded) -> Loaded:
-        """Return the tensors that callers see in place of token ids: those of Triton's LLM backends."""
+    def signature(self, loaded: Loaded, config: ModelConfig) -> Loaded:
+        """Return the tensors that callers see in place of token ids, as far as ``config`` names them."""
         return Loaded(
-            inputs=(TensorSpec(INPUT, BYTES, (1,)),),
-            outputs=(TensorSpec(OUTPUT, BYTES, (-1,)),),
+            inputs=named(INPUTS, INPUT, (tensor.name for tensor in config.input)),
+            outputs=named(OUTPUTS, OUTPUT, (tensor.name for tensor in config.output)),
             platform=loaded.platform,
         )
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from headrace.server.errors import LoadFailedError
@@ -26,9 +25,6 @@ _SENTENCE_LENGTHS: Final = (
     "sentence_albert_config.json",
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
-)
-_POOLING_MODES: Final = MappingProxyType(
-    {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 )
 _OFFSET_POSITIONS: Final = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 """Model types whose positions begin behind the padding id, so that as many positions are never used."""
@@ -104,32 +100,6 @@ class HuggingFaceFolder:
                 )
             found.append((kind.rpartition(".")[2], path))
         return found
-
-    def pooling(self) -> str:
-        """Return ``mean``, ``cls``, ``last`` or ``splade``; ``mean`` when no file says.
-
-        Raises:
-            LoadFailedError: the model pools in another way.
-        """
-        if any(kind == "SpladePooling" for kind, _ in self.modules()):
-            return "splade"
-        path = next((path for kind, path in self.modules() if kind == "Pooling"), "1_Pooling")
-        config = self.read(f"{path}/{CONFIG}")
-        if isinstance(config.get("pooling_mode"), str):
-            modes = [str(config["pooling_mode"])]
-            wanted = {"lasttoken": "last"}.get(modes[0], modes[0])
-        else:
-            modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
-            wanted = _POOLING_MODES.get(modes[0], "") if len(modes) == 1 else ""
-        if not config:
-            return "mean"
-        if wanted not in _POOLING_MODES.values():
-            raise LoadFailedError(
-                f"{self.folder.name}/{path}/{CONFIG}: pooling {' + '.join(modes) or 'unknown'} is not "
-                "supported; supported are mean, cls, last and splade, which parameter 'pooling' may choose",
-                model=self.folder.name,
-            )
-        return wanted
 
     def most_positions(self) -> int:
         """Return the longest sequence that the model has positions for; 0 when it does not say."""

@@ -133,7 +133,10 @@ class TextSettings:
         normalize: whether embeddings are scaled to unit length unless the request says otherwise.
         labels: class names by index; for ``classify`` and ``rerank``.
         multi_label: scores are independent (sigmoid) instead of exclusive (softmax).
-        pooling: how token vectors become one: ``mean``, ``cls``, ``last`` or ``splade``; for ``embed``.
+        pooling: how token vectors become one, a name of ``runtimes.pooling``; for ``embed``.
+        special_tokens: ``bos_token``, ``cls_token``, … → text, for chat templates.
+        chat_templates: name → Jinja text, for inputs that are conversations; the model's own is ``default``.
+        logits: the model's own scores are its logits; for families that follow the model in that.
     """
 
     tokenizer: Tokenizer
@@ -144,6 +147,9 @@ class TextSettings:
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     pooling: str = "mean"
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    logits: bool = False
 
     @property
     def sparse(self) -> bool:

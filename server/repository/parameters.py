@@ -12,11 +12,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
+from headrace.runtimes.base import ModelError
+from headrace.runtimes.pooling import parts
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.labels import parse_label_list
 from headrace.server.repository.model import Task
 
-POOLINGS: Final = ("mean", "cls", "last", "splade")
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 
@@ -39,6 +40,7 @@ class ModelParameters:
     pooling: str | None = None
     max_sequence_length: int | None = None
     max_batch_tokens: int | None = None
+    max_batch_rows: int | None = None
     labels: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     normalize: bool | None = None
@@ -106,6 +108,14 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _pooling(text: str) -> str:
+    try:
+        parts(text)
+    except ModelError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -130,9 +140,10 @@ PARSERS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType(
         "oversize_batch": _one_of("reject", "split"),
         "intra_op_thread_count": _at_least(0),
         "lone_threads": _at_least(0),
-        "pooling": _one_of(*POOLINGS),
+        "pooling": _pooling,
         "max_sequence_length": _at_least(1),
         "max_batch_tokens": _at_least(1),
+        "max_batch_rows": _at_least(1),
         "labels": parse_label_list,
         "feature_names": parse_label_list,
         "normalize": _boolean,

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from headrace.kserve.v2.model_config_pb2 import ModelConfig, ModelQueuePolicy
     from headrace.server.repository.definition import ModelDefinition
 
+ROWS: Final = "max_batch_rows"
+
 CPU_BATCH_TOKENS: Final = 256
 """Padded tokens in a batch of texts on a CPU, where the configuration says nothing. MiniLM costs the same for
 each token from 60 tokens on, however many texts share the batch: only short texts gain from company."""
@@ -29,9 +31,15 @@ def text_batch_tokens(definition: ModelDefinition) -> int:
 
 
 def batching_policy(config: ModelConfig, max_queue: int, *, text_tokens: int) -> BatchingPolicy:
-    """Translate ``dynamic_batching`` into a policy; ``text_tokens`` > 0 has texts batched by that budget."""
+    """Translate ``dynamic_batching`` into a policy; ``text_tokens`` > 0 has texts batched by that budget.
+
+    The parameter ``max_batch_rows`` bounds what requests make together. A single one may be larger: what a
+    request may bring is ``max_batch_size``'s to say.
+    """
     dynamic = config.dynamic_batching
     max_rows = max(1, config.max_batch_size)
+    if ROWS in config.parameters:
+        max_rows = min(max_rows, int(config.parameters[ROWS].string_value))
     return BatchingPolicy(
         max_rows=max_rows,
         max_tokens=text_tokens,

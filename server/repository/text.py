@@ -12,10 +12,13 @@ from headrace.runtimes.base import TensorSpec, TextSpec
 from headrace.runtimes.datatypes import BYTES
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError
+from headrace.server.repository.chat_files import chat_templates, special_tokens
 from headrace.server.repository.huggingface import CONFIG, TOKENIZER, HuggingFaceFolder
 from headrace.server.repository.labels import labels_of_id2label
 from headrace.server.repository.model import Task, TextSettings
 from headrace.server.repository.parameters import ModelParameters
+from headrace.server.repository.sentence_modules import dense_layers, gives_logits
+from headrace.server.repository.sentence_modules import pooling as files_pooling
 
 TEXT_TASKS: Final = frozenset({Task.EMBED, Task.CLASSIFY, Task.RERANK})
 INPUT: Final = "text"
@@ -126,9 +129,11 @@ def load_text(
             model=files.folder.name,
         )
     width = len(names) if head == "classify" else _hidden_size(config)
-    pooling = parameters.pooling or (files.pooling() if head == "embed" else "mean")
-    if head == "embed":
-        _check_modules(files)
+    pooling = parameters.pooling or (files_pooling(files) if head == "embed" else "mean")
+    spec = TextSpec(
+        head=head, pooling=pooling, pad_id=pad_id, dense=dense_layers(files) if head == "embed" else ()
+    )
+    tokens = special_tokens(files)
     settings = TextSettings(
         tokenizer=tokenizer,
         max_tokens=_max_tokens(files, parameters, label),
@@ -138,8 +143,11 @@ def load_text(
         labels=names if head == "classify" else (),
         multi_label=multi_label,
         pooling=pooling,
+        logits=head == "classify" and gives_logits(files),
+        special_tokens=tokens,
+        chat_templates=chat_templates(files, parameters.chat_template, label),
     )
-    return TextModel(task, settings, TextSpec(head=head, pooling=pooling, pad_id=pad_id), width)
+    return TextModel(task, settings, spec, width)
 
 
 def _declares_text(config: ModelConfig) -> bool:
@@ -161,16 +169,6 @@ def _task_of_files(files: HuggingFaceFolder) -> Task:
         f"this server has; set parameter 'task' to {', '.join(sorted(TEXT_TASKS))} to serve it as that",
         model=files.folder.name,
     )
-
-
-def _check_modules(files: HuggingFaceFolder) -> None:
-    for kind, path in files.modules():
-        if kind not in {"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Normalize"}:
-            raise LoadFailedError(
-                f"{files.folder.name}/modules.json: module {kind} ('{path}') changes the embeddings and is "
-                "not supported; export the whole pipeline as one ONNX model",
-                model=files.folder.name,
-            )
 
 
 def load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:

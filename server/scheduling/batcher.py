@@ -163,7 +163,7 @@ class Batcher:
     def executed(self, batch: Batch, reply: Executed, block: memoryview) -> None:
         """Resolve the parts of a batch that ran."""
         self._statistics.batch_executed(
-            batch.rows, batch.reason, reply.input_ns, reply.infer_ns, reply.output_ns
+            batch.rows, batch.tokens, batch.reason, reply.input_ns, reply.infer_ns, reply.output_ns
         )
         row_ns = (reply.input_ns + reply.infer_ns + reply.output_ns) / batch.rows
         self._row_ns += _SMOOTHING * (row_ns - self._row_ns)
@@ -273,6 +273,7 @@ class Batcher:
                     return
                 reason = "delay" if self.policy.delay_us and not selection.complete else selection.reason
                 lone = len(idle) == len(self._executors) and len(selection.parts) == len(self._waiting)
+                lone = lone and self.policy.lone
                 self._send(_best(idle, lone=lone), selection.parts, reason, lone=lone)
                 continue
             # All instances run: give one its next batch ahead of time, but only a batch that cannot improve.

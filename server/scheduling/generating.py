@@ -13,8 +13,8 @@ from headrace.runtimes.generation.messages import Accepted, Add, Rejected, Start
 from headrace.server.errors import (
     ExecutionFailedError,
     HeadraceError,
-    InvalidArgumentError,
     QueueFullError,
+    RequestRefusedError,
     WorkerCrashedError,
 )
 from headrace.server.scheduling.tickets import RequestTicket
@@ -34,14 +34,14 @@ MOST_SENDS: Final = 3
 class Seat:
     """What one engine has in hand: its requests, and the most tokens that they may take together."""
 
-    __slots__ = ("engine", "steps", "tickets", "tokens")
+    __slots__ = ("engine", "reported", "tickets", "tokens")
 
     def __init__(self, engine: GenerationInstance) -> None:
         """Begin with nothing."""
         self.engine = engine
         self.tickets: dict[int, RequestTicket] = {}
         self.tokens = 0
-        self.steps = 0  # of the engine's worker, as last reported
+        self.reported: EngineStats | None = None  # by the engine's worker, the last time
 
 
 class EngineGenerator:
@@ -142,9 +142,9 @@ class EngineGenerator:
         """Give each ticket its news; requests that have left are passed over."""
         now = time.perf_counter()
         tickets, statistics, seat = self._tickets, self.statistics, self._seats[engine]
-        statistics.totals.execution_count += outputs.stats.steps - seat.steps
-        statistics.totals.last_inference_ms = time.time_ns() // 1_000_000
-        seat.steps = outputs.stats.steps
+        statistics.observe_steps(seat.reported, outputs.stats)
+        seat.reported = outputs.stats
+        started = 0
         for event in outputs.events:
             ticket = tickets.get(event.request)
             if ticket is None:
@@ -154,23 +154,26 @@ class EngineGenerator:
                     continue
                 self._take(ticket, event, now)
             elif isinstance(event, Started):
+                started += 1
                 self._start(ticket, event.cached_tokens)
             elif isinstance(event, Rejected):
                 self._end(ticket)
                 invalid = event.kind == "invalid"
-                ticket.fail((InvalidArgumentError if invalid else ExecutionFailedError)(event.message))
+                ticket.fail((RequestRefusedError if invalid else ExecutionFailedError)(event.message))
                 continue
             elif isinstance(event, Accepted):
                 if ticket.accepted:  # by an engine that has died since
                     continue
                 ticket.accepted = True
             ticket.push(event)
+        if started:
+            statistics.tgi.next_sizes.observe(started)
 
     def died(self, engine: GenerationInstance) -> int:
         """Fail what the engine had started, and give the rest to another, or to itself once it is back."""
         seat = self._seats[engine]
         lost = list(seat.tickets.values())
-        seat.steps = 0
+        seat.reported = None
         for ticket in lost:
             if ticket.started:
                 self._end(ticket)
@@ -233,6 +236,8 @@ class EngineGenerator:
         if not tokens:
             return
         self.statistics.generated_tokens += tokens
+        if tokens > 1:
+            self.statistics.tgi.observe_guessed(tokens - 1)
         if now != ticket.last_token:
             ticket.gap = now - ticket.last_token if ticket.last_token else 0.0
             ticket.last_token = now

@@ -29,7 +29,7 @@ class BatchingPolicy:
     """How batches of a model are formed.
 
     Attributes:
-        max_rows: rows in one batch, at least 1.
+        max_rows: rows in one batch of several parts, at least 1; a part that is larger goes alone.
         max_tokens: padded tokens in one batch of texts; 0 for tensor models.
         join: parts of different requests may share a batch.
         preferred: batch sizes worth waiting ``delay_us`` for, ascending.
@@ -39,6 +39,7 @@ class BatchingPolicy:
         max_queue: parts that may wait in all levels together.
         queue: limits of levels that ``level_queues`` does not name.
         level_queues: level → its own limits.
+        lone: a batch that runs alone may use the all-threads form of an instance.
     """
 
     max_rows: int = 1
@@ -51,6 +52,7 @@ class BatchingPolicy:
     max_queue: int = 1024
     queue: QueuePolicy = field(default_factory=QueuePolicy)
     level_queues: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
+    lone: bool = True
 
     def level(self, priority: int) -> int:
         """Return the level for a request's ``priority`` (0 or out of range: the default level)."""

@@ -19,15 +19,21 @@ SURFACE_HEADER = "x-headrace-surface"
 
 
 class Call:
-    """One RPC: its headers, and the model that answered it (for the metrics)."""
+    """One RPC: its headers, the model that answered it (for the metrics), and whose form its body has.
 
-    __slots__ = ("_headers", "context", "model", "protocol")
+    ``form`` is the family of the body where a path serves several, "" for the path's own: a service sets it
+    once it has seen the body, so that an error has that family's shape.
+    """
+
+    __slots__ = ("_headers", "context", "failure", "form", "model", "protocol")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any], protocol: str) -> None:
         """Wrap the RPC; ``protocol`` is the service's family name, a metrics label."""
         self.context = context
         self.protocol = protocol
         self.model: Model | None = None
+        self.failure: type[HeadraceError] | None = None  # what kind of error it ended with
+        self.form = ""
         self._headers: dict[str, str] | None = None
 
     @property

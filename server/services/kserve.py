@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from headrace.kserve.v2 import grpc_service_pb2 as pb
+from headrace.server.codecs.kserve_errors import decoupled_error
+from headrace.server.codecs.kserve_generate_fields import text_request
 from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
 from headrace.server.codecs.kserve_repository import (
     check_repository,
@@ -24,15 +26,17 @@ from headrace.server.errors import (
     UnsupportedError,
     WorkerCrashedError,
 )
-from headrace.server.services.ordered import answer_in_order
+from headrace.server.services.ordered import answer_as_they_come
 from headrace.server.tasks.infer import infer
+from headrace.server.tasks.infer_generate import start_text, text_responses
 from headrace.server.tasks.offload import call_by_size
 
 if TYPE_CHECKING:
+    from headrace.server.repository.model import Model
     from headrace.server.repository.registry import Repository
     from headrace.server.services.call import Call
-    from headrace.server.tasks.tensors import InferResponse
-    from headrace.server.tasks.tokenization import Tokenizing
+    from headrace.server.tasks.generate import Generating
+    from headrace.server.tasks.tensors import InferRequest, InferResponse
 
 STREAM_LIMIT: Final = 256
 """Requests of one ModelStreamInfer call that are under way at the same time."""
@@ -46,6 +50,7 @@ _AFTER_SCHEDULING: Final = (
 """What ends a request that the scheduler had taken; Triton reports these on a stream in more detail."""
 
 _FINAL: Final = "triton_final_response"
+_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 
 
 def _not_offered(what: str) -> Callable[[Any, Any, Call], Awaitable[NoReturn]]:
@@ -60,13 +65,14 @@ class GRPCInferenceService:
 
     Args:
         repository: the models.
-        tokenizing: threads for texts and long computations.
+        generating: the generate task, with the threads for texts and long computations.
         server_id: name in the server's metadata.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, server_id: str) -> None:
+    def __init__(self, repository: Repository, generating: Generating, server_id: str) -> None:
         self._repository = repository
-        self._tokenizing = tokenizing
+        self._generating = generating
+        self._tokenizing = generating.tokenizing
         self._metadata = encode_server_metadata(server_id)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
@@ -105,16 +111,17 @@ class GRPCInferenceService:
         return encode_statistics(self._repository.statistics(request.name, request.version))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        """Run a model once."""
+        """Run a model that answers once."""
         return encode_response(await self._infer(request, call))
 
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], call: Call
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Run models: one answer for each request, in the order of the requests.
+        """Run models: one answer for each request, in their order, or one for each piece of text.
 
-        A failed request is answered by its error's text and the stream goes on. With the metadata
-        ``triton_grpc_error: true`` the first failure of a model ends the stream with its status instead.
+        The answers to models that generate text come as they are there, between others. A failed request is
+        answered by its error's text and the stream goes on. With the metadata ``triton_grpc_error: true`` the
+        first failure of a model ends the stream with its status instead.
         """
         ends = call.headers.get("triton_grpc_error") == "true"
 
@@ -127,24 +134,66 @@ class GRPCInferenceService:
                 scheduled = isinstance(error, _AFTER_SCHEDULING)
                 if ends and scheduled:
                     raise
-                message.error_message = error.message
-                reply.id = request.id
-                if not scheduled:
-                    return message
-                reply.model_name, reply.model_version = request.model_name, request.model_version
+                return _failure(request, error, scheduled=scheduled)
             reply.parameters[_FINAL].bool_param = True
             return message
 
-        async with aclosing(answer_in_order(requests, answer, STREAM_LIMIT)) as responses:
+        def several(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse] | None:
+            try:
+                model = self._repository.get(request.model_name, request.model_version)
+            except HeadraceError:  # it is the answer
+                return None
+            if model.generation is None:
+                return None
+            call.model = model
+            return self._generate(model, request, ends=ends)
+
+        answers = answer_as_they_come(requests, answer, several, STREAM_LIMIT)
+        async with aclosing(answers) as responses:
             async for response in responses:
                 yield response
 
+    async def _generate(
+        self, model: Model, request: pb.ModelInferRequest, *, ends: bool
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
+        """Yield the answers of a model that generates text.
+
+        The last one is marked as final or, where the request asks for that, an empty one behind it.
+        """
+        empty = _EMPTY_FINAL in request.parameters and request.parameters[_EMPTY_FINAL].bool_param
+        scheduled = False
+        try:
+            decoded = await self._decode(request)
+            size = sum(len(tensor.data) for tensor in decoded.inputs)
+            asked = await call_by_size(self._tokenizing, size, text_request, model, decoded)
+            # The caller's own deadline ends the whole call, and with it this.
+            async with await start_text(self._generating, model, asked) as stream:
+                scheduled = True
+                async for response, last in text_responses(model, asked, stream):
+                    message = pb.ModelStreamInferResponse()
+                    fill_response(message.infer_response, response)
+                    message.infer_response.parameters[_FINAL].bool_param = last and not empty
+                    yield message
+        except HeadraceError as error:
+            if ends and scheduled:
+                raise
+            yield _failure(request, error, scheduled=scheduled)
+            return
+        if empty:
+            message = pb.ModelStreamInferResponse()
+            _end(message.infer_response, request)
+            yield message
+
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> InferResponse:
         model = call.model = self._repository.get(request.model_name, request.model_version)
+        if model.generation is not None:
+            raise decoupled_error("ModelInfer RPC", model.name)
+        return await infer(self._tokenizing, model, await self._decode(request))
+
+    async def _decode(self, request: pb.ModelInferRequest) -> InferRequest:
         # Raw data is passed on as it is; typed data is converted value by value.
         converted = 0 if request.raw_input_contents else request.ByteSize()
-        decoded = await call_by_size(self._tokenizing, converted, decode_request, request)
-        return await infer(self._tokenizing, model, decoded)
+        return await call_by_size(self._tokenizing, converted, decode_request, request)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, call: Call
@@ -179,3 +228,22 @@ class GRPCInferenceService:
     CudaSharedMemoryUnregister = _not_offered("CUDA shared memory")
     TraceSetting = _not_offered("Triton's trace extension")
     LogSettings = _not_offered("Triton's logging extension")
+
+
+def _failure(
+    request: pb.ModelInferRequest, error: HeadraceError, *, scheduled: bool
+) -> pb.ModelStreamInferResponse:
+    """Return the answer to a request that failed; Triton says more of what the scheduler had taken."""
+    message = pb.ModelStreamInferResponse(error_message=error.message)
+    if scheduled:
+        _end(message.infer_response, request)
+    else:
+        message.infer_response.id = request.id
+    return message
+
+
+def _end(reply: pb.ModelInferResponse, request: pb.ModelInferRequest) -> None:
+    """Fill in what the last response to a request has when it has no outputs."""
+    reply.id = request.id
+    reply.model_name, reply.model_version = request.model_name, request.model_version
+    reply.parameters[_FINAL].bool_param = True

@@ -14,6 +14,7 @@ from headrace.server.codecs.compression import (
     compress,
     decompress,
 )
+from headrace.server.codecs.kserve_errors import decoupled_error, error_json
 from headrace.server.codecs.kserve_messages import to_plain
 from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
 from headrace.server.codecs.kserve_repository import (
@@ -32,7 +33,6 @@ from headrace.server.errors import (
     InvalidArgumentError,
     QueueFullError,
     UnsupportedError,
-    status_of,
 )
 from headrace.server.services.call import HttpReply
 from headrace.server.tasks.infer import infer
@@ -112,6 +112,8 @@ class KserveService:
     async def ModelInfer(self, request: pb.KserveServiceModelInferRequest, call: Call) -> HttpReply:
         """Run a model once."""
         model = call.model = self._repository.get(request.model, request.version)
+        if model.generation is not None:
+            raise decoupled_error("HTTP end point", model.name)
         headers, body = call.headers, request.body.data
         coding = check_encoding(headers.get("content-encoding", ""))
         # What a compressed body will grow to is not known before.
@@ -172,11 +174,12 @@ class KserveService:
             headers = (("retry-after", "1"),)
         elif isinstance(error, UnsupportedError) and "encoding" in error.metadata:
             headers = (("accept-encoding", ", ".join(ENCODINGS)),)
-        return _json({"error": error.message}, status_of(error).http, headers)
+        status, content = error_json(error)
+        return HttpReply(content, status=status, headers=headers)
 
 
-def _json(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> HttpReply:
-    return HttpReply(orjson.dumps(value), status=status, headers=headers)
+def _json(value: Any, status: int = 200) -> HttpReply:
+    return HttpReply(orjson.dumps(value), status=status)
 
 
 def _infer_reply(response: InferResponse, binary: BinaryOutputs, coding: str) -> HttpReply:

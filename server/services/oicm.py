@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from headrace.server.codecs import oicm, tei
 from headrace.server.codecs.http_headers import compute_headers, retry_headers
-from headrace.server.codecs.json_body import decode
+from headrace.server.codecs.json_body import convert, parse
 from headrace.server.codecs.text_inputs import check_count, direction
 from headrace.server.errors import InputEmptyError
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.pooling_requests import VLLM, PoolingRequests, error_reply
 from headrace.server.tasks.classify import ClassifyOptions, classify
 
 if TYPE_CHECKING:
@@ -26,17 +27,29 @@ class OicmService:
     Args:
         repository: the models.
         tokenizing: threads for tokenising.
+        pooling: answers bodies in vLLM's form.
         max_inputs: most texts of one request.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        tokenizing: Tokenizing,
+        pooling: PoolingRequests,
+        max_inputs: int = 2048,
+    ) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
+        self._pooling = pooling
         self._max_inputs = max_inputs
 
     async def Classify(self, request: oicm_pb2.OicmServiceClassifyRequest, call: Call) -> HttpReply:
-        """Label one text or a list of texts."""
-        body = decode(request.body.data, oicm.ClassifyBody)
+        """Label one text or a list of texts; a body with ``input`` or ``messages`` is vLLM's."""
+        value = parse(request.body.data)
+        if isinstance(value, dict) and "inputs" not in value and ("input" in value or "messages" in value):
+            call.form = VLLM
+            return await self._pooling.classify(value, call)
+        body = convert(value, oicm.ClassifyBody)
         batch = not isinstance(body.inputs, str)
         inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         if not inputs:
@@ -55,6 +68,8 @@ class OicmService:
         return HttpReply(oicm.classification_json(result, batch=batch), headers=headers)
 
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
-        """Answer ``{"error", "error_type"}``."""
+        """Answer ``{"error", "error_type"}``, or vLLM's error object where the body was vLLM's."""
+        if call.form == VLLM:
+            return error_reply(error)
         status, body = tei.error_json(error, oicm=True)
         return HttpReply(body, status=status, headers=retry_headers(status))

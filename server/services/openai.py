@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.server.codecs import openai
 from headrace.server.codecs.http_headers import retry_headers
-from headrace.server.codecs.json_body import decode, encode
-from headrace.server.codecs.text_inputs import texts
-from headrace.server.codecs.vectors import json_embeddings
-from headrace.server.repository.model import Task
+from headrace.server.codecs.json_body import encode
+from headrace.server.codecs.openai_requests import json_object
 from headrace.server.services.call import Call, HttpReply
-from headrace.server.tasks.embed import EmbedOptions, embed
-from headrace.server.tasks.offload import call_by_size
 
 if TYPE_CHECKING:
     from headrace.rest.v1 import openai_pb2
     from headrace.server.errors import HeadraceError
     from headrace.server.repository.registry import Repository
-    from headrace.server.tasks.tokenization import Tokenizing
+    from headrace.server.services.pooling_requests import PoolingRequests
 
 ORIGINAL_PATH = "x-envoy-original-path"
 
@@ -28,32 +24,19 @@ class OpenaiService:
 
     Args:
         repository: the models.
-        tokenizing: threads for tokenising and encoding.
-        max_inputs: most inputs of one embeddings request; 2048 is OpenAI's own limit.
+        pooling: answers embeddings.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+    def __init__(self, repository: Repository, pooling: PoolingRequests) -> None:
         self._repository = repository
-        self._tokenizing = tokenizing
-        self._max_inputs = max_inputs
+        self._pooling = pooling
 
     async def CreateEmbedding(
         self, request: openai_pb2.OpenaiServiceCreateEmbeddingRequest, call: Call
     ) -> HttpReply:
-        """Embed texts or token ids; inputs that are too long are cut."""
-        body = decode(request.body.data, openai.EmbeddingsBody)
-        inputs = texts(body.input, field="input", limit=self._max_inputs)
-        model = call.model = self._repository.resolve(call.model_id or body.model or "", Task.EMBED)
-        result = await embed(self._tokenizing, model, inputs, EmbedOptions(dimensions=body.dimensions))
-        vectors = result.vectors
-        data = await call_by_size(
-            self._tokenizing,
-            vectors.nbytes,
-            json_embeddings,
-            vectors,
-            base64=body.encoding_format == "base64",
-        )
-        return HttpReply(openai.embeddings_json(data, model.name, result.token_counts))
+        """Embed texts, token ids or conversations; inputs that are too long are cut."""
+        value = json_object("", request.body.data)  # of any content type: `curl -d` names another
+        return await self._pooling.embeddings(value, call)
 
     async def ListModels(
         self,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from headrace.server.codecs import oicm_chat
 from headrace.server.codecs.http_headers import retry_headers
+from headrace.server.codecs.json_body import convert
 from headrace.server.codecs.openai_errors import error_json
 from headrace.server.codecs.openai_identity import Identity, identity
 from headrace.server.codecs.openai_options import options
 from headrace.server.codecs.openai_requests import default_model, request_id
+from headrace.server.codecs.openai_sampling import SamplingBody
 from headrace.server.repository.model import Model, Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.tasks.bad_words import bad_word_ids
 from headrace.server.tasks.generate import Generating, generation_settings
 
 if TYPE_CHECKING:
-    from headrace.server.codecs.openai_sampling import SamplingBody, Wanted
+    from headrace.server.codecs.openai_sampling import Wanted
     from headrace.server.errors import HeadraceError
     from headrace.server.repository.registry import Repository
     from headrace.server.tasks.generation import GenerationOptions
@@ -45,6 +48,13 @@ class OpenaiRequests:
         model = call.model = self._repository.resolve(wanted, Task.GENERATE)
         return model
 
+    def sampling(self, value: dict[str, Any], call: Call) -> SamplingBody:
+        """Read the sampling fields of a body; below OICM's URLs the defaults and ranges are OICM's."""
+        body = convert(value, SamplingBody, strict=False)
+        if call.surface == oicm_chat.SURFACE:
+            oicm_chat.settle(body)
+        return body
+
     def identity(self, prefix: str, model: Model, sampling: SamplingBody, call: Call) -> Identity:
         """Name an answer, after the caller's own name for the request where it has one."""
         return identity(prefix, model.name, self._fingerprint, request_id(sampling.request_id, call.headers))
@@ -71,7 +81,7 @@ class OpenaiRequests:
         return streams
 
 
-def error_reply(error: HeadraceError) -> HttpReply:
-    """Answer with vLLM's error object."""
-    status, body = error_json(error)
+def error_reply(error: HeadraceError, surface: str = "") -> HttpReply:
+    """Answer with vLLM's error object; OICM's surface has a status of its own for a request's template."""
+    status, body = error_json(error, oicm=surface == oicm_chat.SURFACE)
     return HttpReply(body, status=status, headers=retry_headers(status))

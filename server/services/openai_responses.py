@@ -11,7 +11,6 @@ from headrace.server.codecs.json_body import convert
 from headrace.server.codecs.openai_requests import fitting, json_object
 from headrace.server.codecs.openai_response_events import ResponseWriter
 from headrace.server.codecs.openai_response_items import new_response
-from headrace.server.codecs.openai_sampling import SamplingBody
 from headrace.server.codecs.openai_structured import grammar
 from headrace.server.codecs.openai_tools import tools as tool_plan
 from headrace.server.services.call import Call, HttpReply, HttpStream
@@ -46,7 +45,7 @@ class OpenaiResponsesService:
         """Answer a conversation that the request holds entirely."""
         value = json_object(request.body.content_type, request.body.data)
         body = convert(value, responses.ResponsesBody, strict=False)
-        sampling = responses.only_sample(convert(value, SamplingBody, strict=False))
+        sampling = responses.only_sample(self._requests.sampling(value, call))
         responses.check(body)
         model = self._requests.model(call, body.model)
         settings = generation_settings(model)

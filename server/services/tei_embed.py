@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from headrace.server.codecs import tei_messages as codec
+from headrace.server.codecs.tei import check_pooled_late
 from headrace.server.codecs.vectors import packed_floats, packed_vectors
 from headrace.server.repository.model import Task
 from headrace.server.services.ordered import STREAM_LIMIT, answer_in_order
@@ -28,18 +29,20 @@ class TeiEmbedService:
     Args:
         repository: the models.
         tokenizing: threads for tokenising and arithmetic.
+        compute_type: the header ``x-compute-type``.
     """
 
     grpc_status = staticmethod(codec.status)
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, compute_type: str) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
+        self._compute_type = compute_type
 
     async def Embed(self, request: tei_pb2.EmbedRequest, call: Call) -> tei_pb2.EmbedResponse:
         """Embed one text."""
         response = await self._embed(request, call)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
     async def EmbedStream(
@@ -55,7 +58,7 @@ class TeiEmbedService:
     ) -> tei_pb2.EmbedSparseResponse:
         """Weigh the vocabulary for one text."""
         response = await self._embed_sparse(request, call)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
     async def EmbedSparseStream(
@@ -69,7 +72,7 @@ class TeiEmbedService:
     async def EmbedAll(self, request: tei_pb2.EmbedAllRequest, call: Call) -> tei_pb2.EmbedAllResponse:
         """Embed the tokens of one text."""
         response = await self._embed_all(request, call)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
     async def EmbedAllStream(
@@ -110,7 +113,9 @@ class TeiEmbedService:
 
     async def _embed_all(self, request: tei_pb2.EmbedAllRequest, call: Call) -> tei_pb2.EmbedAllResponse:
         texts = [request.inputs]
-        result = await embed_tokens(self._tokenizing, self._model(call), texts, _options(request))
+        model = self._model(call)
+        check_pooled_late(model)
+        result = await embed_tokens(self._tokenizing, model, texts, _options(request))
         vectors = result.vectors[0]
         packed = await call_by_size(self._tokenizing, vectors.nbytes, packed_vectors, vectors)
         response: tei_pb2.EmbedAllResponse = tei_pb2.EmbedAllResponse.FromString(packed)

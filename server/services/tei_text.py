@@ -30,20 +30,21 @@ class TeiPredictService:
 
     grpc_status = staticmethod(codec.status)
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
+    def __init__(self, repository: Repository, tokenizing: Tokenizing, compute_type: str) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
+        self._compute_type = compute_type
 
     async def Predict(self, request: tei_pb2.PredictRequest, call: Call) -> tei_pb2.PredictResponse:
         """Label one text."""
         response = await self._label(request.inputs, request, call)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
     async def PredictPair(self, request: tei_pb2.PredictPairRequest, call: Call) -> tei_pb2.PredictResponse:
         """Label two texts that belong together."""
         response = await self._label(_pair(request), request, call)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
     async def PredictStream(
@@ -85,14 +86,18 @@ class TeiRerankService:
         repository: the models.
         tokenizing: threads for tokenising and arithmetic.
         max_client_batch_size: most texts of one request.
+        compute_type: the header ``x-compute-type``.
     """
 
     grpc_status = staticmethod(codec.status)
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_client_batch_size: int) -> None:
+    def __init__(
+        self, repository: Repository, tokenizing: Tokenizing, max_client_batch_size: int, compute_type: str
+    ) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
         self._max_batch = max_client_batch_size
+        self._compute_type = compute_type
 
     async def Rerank(self, request: tei_pb2.RerankRequest, call: Call) -> tei_pb2.RerankResponse:
         """Rank a list of texts."""
@@ -124,7 +129,7 @@ class TeiRerankService:
         )
         result = await rerank(self._tokenizing, model, request.query, texts, options)
         response = codec.ranks(request.query, texts, result, return_text=request.return_text)
-        await call.context.send_initial_metadata(codec.headers(response.metadata))
+        await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
 

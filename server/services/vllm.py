@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Final
 from headrace.server.codecs import vllm
 from headrace.server.codecs.json_body import convert, encode
 from headrace.server.codecs.openai_requests import default_model, json_object
+from headrace.server.codecs.tgi_answers import flat_tokens
 from headrace.server.errors import InvalidJsonError
 from headrace.server.repository.model import Task, TextSettings
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.services.openai_requests import error_reply
+from headrace.server.services.tei_requests import error_reply as tei_error_reply
+from headrace.server.services.tgi_requests import error_reply as tgi_error_reply
 from headrace.server.tasks.chat import chat_prompt
 from headrace.server.tasks.generate import Generating, generation_settings
 from headrace.server.tasks.generation_checks import check_vocabulary
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import GenerationSettings, Model
     from headrace.server.repository.registry import Repository
 
+TGI: Final = "tgi"
+TEI: Final = "tei"
 ENCODERS: Final = (Task.EMBED, Task.CLASSIFY, Task.RERANK)
 
 
@@ -75,6 +80,7 @@ class VllmService:
     async def _tokenize_inputs(self, body: vllm.InputsBody, call: Call) -> HttpReply:
         model = self._resolve(call, body.model)
         own = model.generation
+        call.protocol = TEI if own is None else TGI  # who is answered, errors included
         rows = await tokenize(
             self._generating.tokenizing,
             _encoder(model) if own is None else TextSettings(own.tokenizer, own.max_tokens),
@@ -83,7 +89,7 @@ class VllmService:
             prompt_name=body.prompt_name,
         )
         flat = own is not None and isinstance(body.inputs, str)
-        return HttpReply(vllm.flat_tokens_json(rows[0]) if flat else vllm.nested_tokens_json(rows))
+        return HttpReply(encode(flat_tokens(rows[0])) if flat else vllm.nested_tokens_json(rows))
 
     async def Detokenize(self, request: vllm_pb2.VllmServiceDetokenizeRequest, call: Call) -> HttpReply:
         """Decode token ids, special tokens included."""
@@ -116,8 +122,10 @@ class VllmService:
         return model
 
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
-        """Answer with vLLM's error object."""
-        return error_reply(error)
+        """Answer with vLLM's error object, or as TGI or TEI where the request is theirs."""
+        if call.protocol == TEI:
+            return tei_error_reply(error, call)
+        return tgi_error_reply(error) if call.protocol == TGI else error_reply(error)
 
 
 def _settings(model: Model) -> GenerationSettings | TextSettings:

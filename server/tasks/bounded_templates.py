@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import BuiltinMethodType, MethodType
 from typing import Any, Final, cast
 
-from jinja2 import Template, nodes
+from jinja2 import Template, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.visitor import NodeTransformer
@@ -78,6 +78,14 @@ class BoundedEnvironment(TemplateEnvironment):
         with self.budget(Budget(COMPILE_CHARACTERS, COMPILE_SECONDS)):
             code = self.compile(_Bounds().visit(tree))
             return Template.from_code(self, code, self.make_globals(None))
+
+    def variables(self, tree: nodes.Template) -> frozenset[str]:
+        """Return the names that a parsed template reads and that neither it nor the environment sets."""
+        with self.budget(Budget(COMPILE_CHARACTERS, COMPILE_SECONDS)):
+            read = meta.find_undeclared_variables(tree)
+        # What only a branch sets is a variable to Jinja: there might be one where the branch is not taken.
+        own = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+        return frozenset(read - own - self.globals.keys())
 
     # Called by what _Bounds puts into templates.
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.tasks.chat_messages import template_messages
 from headrace.server.tasks.generate import generation_settings
 from headrace.server.tasks.prompts import Prompt, encode
 from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN
+from headrace.server.tasks.text_models import text_settings
 
 if TYPE_CHECKING:
-    from headrace.server.repository.model import GenerationSettings, Model
+    from headrace.server.repository.model import GenerationSettings, Model, TextSettings
     from headrace.server.tasks.chat_templates import ChatTemplates, CompiledTemplate
     from headrace.server.tasks.generate import Generating
+    from headrace.server.tasks.tokenization import Tokenizing
+
+    ChatSettings: TypeAlias = GenerationSettings | TextSettings
 
 DEFAULT_TEMPLATE: Final = "default"
 TOOL_TEMPLATE: Final = "tool_use"
@@ -38,6 +42,7 @@ class Chat:
         documents: for templates that read them; None for none.
         template_kwargs: further variables of the template.
         add_special_tokens: let the tokenizer add its own, unless the template has written them.
+        variables: what alone a template of the request may read beside ``template_kwargs``; None for all.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -48,6 +53,7 @@ class Chat:
     documents: Sequence[Mapping[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
+    variables: frozenset[str] | None = None
 
 
 async def chat_prompt(generating: Generating, model: Model, chat: Chat) -> Prompt:
@@ -60,6 +66,37 @@ async def chat_prompt(generating: Generating, model: Model, chat: Chat) -> Promp
         InvalidArgumentError: a message is wrong, the model has no such template, or the template refused.
     """
     settings = generation_settings(model)
+    text = checked_template(model.name, settings, chat)
+    return await generating.tokenizing.run(_prompt, generating.templates, settings, chat, text)
+
+
+async def chat_texts(
+    tokenizing: Tokenizing, templates: ChatTemplates, model: Model, chats: Sequence[Chat]
+) -> list[str]:
+    """Return conversations as the texts that an encoder reads, made in a thread; none is cut.
+
+    Raises:
+        TaskNotSupportedError: the model reads no texts.
+        InputEmptyError, InputTooLongError, InvalidArgumentError: as :func:`chat_prompt`.
+    """
+    settings = text_settings(model, fits=True, purpose="a text model")
+    chosen = [checked_template(model.name, settings, chat) for chat in chats]
+
+    def render() -> list[str]:
+        return [
+            render_chat(_compiled(templates, settings, chat, text), settings, chat)
+            for chat, text in zip(chats, chosen, strict=True)
+        ]
+
+    return await tokenizing.run(render)
+
+
+def checked_template(name: str, settings: ChatSettings, chat: Chat) -> str:
+    """Return the Jinja text that renders ``chat``, after a look at its options.
+
+    Raises:
+        InvalidArgumentError: options that exclude each other, or :func:`template_text`'s reasons.
+    """
     if chat.continue_final_message and chat.add_generation_prompt:
         raise InvalidArgumentError(
             "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
@@ -70,11 +107,10 @@ async def chat_prompt(generating: Generating, model: Model, chat: Chat) -> Promp
         raise InvalidArgumentError(
             f"`chat_template_kwargs` cannot set {', '.join(reserved)}", field="chat_template_kwargs"
         )
-    text = template_text(model.name, settings, chat)
-    return await generating.tokenizing.run(_prompt, generating.templates, settings, chat, text)
+    return template_text(name, settings, chat)
 
 
-def template_text(name: str, settings: GenerationSettings, chat: Chat) -> str:
+def template_text(name: str, settings: ChatSettings, chat: Chat) -> str:
     """Return the Jinja text that renders ``chat``.
 
     Raises:
@@ -92,14 +128,20 @@ def template_text(name: str, settings: GenerationSettings, chat: Chat) -> str:
 
 
 def _prompt(templates: ChatTemplates, settings: GenerationSettings, chat: Chat, text: str) -> Prompt:
-    template = templates.compile(text, trusted=text in settings.chat_templates.values())
-    rendered = render_chat(template, settings, chat)
+    rendered = render_chat(_compiled(templates, settings, chat, text), settings, chat)
     begins = settings.special_tokens.get("bos_token", "")
     add = chat.add_special_tokens and not (begins and rendered.startswith(begins))
     return Prompt(rendered, encode(settings.tokenizer, rendered, add_special_tokens=add))
 
 
-def render_chat(template: CompiledTemplate, settings: GenerationSettings, chat: Chat) -> str:
+def _compiled(templates: ChatTemplates, settings: ChatSettings, chat: Chat, text: str) -> CompiledTemplate:
+    template = templates.compile(text, trusted=text in settings.chat_templates.values())
+    if chat.variables is not None:
+        template.check_variables(chat.variables | chat.template_kwargs.keys())
+    return template
+
+
+def render_chat(template: CompiledTemplate, settings: ChatSettings, chat: Chat) -> str:
     """Render a conversation; for a thread. Raises as :func:`chat_prompt`."""
     messages = template_messages(
         chat.messages, parts=template.wants_parts, developer="developer" in template.text

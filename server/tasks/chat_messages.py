@@ -71,6 +71,8 @@ def _text(index: int, part: Any) -> str:
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if kind is None:
         raise _wrong(index, "has a content part that is not an object")
+    if not isinstance(kind, str):
+        raise _wrong(index, "has a content part whose `type` is not a string")
     text = part.get("refusal" if kind == "refusal" else "text")
     if kind not in TEXT_PARTS and kind != "refusal":
         raise _wrong(index, f"has a content part of type '{kind}', the model takes text only")

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from jinja2 import Template, TemplateError, nodes
 
-from headrace.server.errors import InputTooLongError, InvalidArgumentError
+from headrace.server.errors import ChatTemplateError, InputTooLongError
 from headrace.server.tasks.bounded_templates import BoundedEnvironment
 from headrace.server.tasks.template_budget import Budget
 from headrace.server.tasks.template_environment import TemplateEnvironment
@@ -41,7 +42,7 @@ class ChatTemplates:
         """Return the compiled form of a template; all that one does which is not ``trusted`` is counted.
 
         Raises:
-            InvalidArgumentError: it is too long, or not a template.
+            ChatTemplateError: it is too long, or not a template.
         """
         key = (text, trusted)
         with self._lock:
@@ -50,11 +51,12 @@ class ChatTemplates:
                 self._compiled.move_to_end(key)
                 return known
         if len(text) > MAX_TEMPLATE_CHARACTERS:
-            raise _refused(f"it has {len(text)} characters, expected at most {MAX_TEMPLATE_CHARACTERS}")
+            reason = f"it has {len(text)} characters, expected at most {MAX_TEMPLATE_CHARACTERS}"
+            raise _refused(reason, own=not trusted)
         try:
             compiled = self._compile(text, trusted=trusted)
         except Exception as error:  # of Jinja, or of Python with what Jinja made of the template
-            raise _refused(_reason(error)) from error
+            raise _refused(f"it should be valid Jinja: {_reason(error)}", own=not trusted) from error
         with self._lock:
             self._compiled[key] = compiled
             while len(self._compiled) > MAX_TEMPLATES:
@@ -65,8 +67,10 @@ class ChatTemplates:
         tree = self._environment.parse(text)
         if trusted:
             return CompiledTemplate(self._environment.from_string(text), text, tree, None)
-        template = self._bounded.bounded_template(self._bounded.parse(text))
-        return CompiledTemplate(template, text, tree, self._bounded)
+        parsed = self._bounded.parse(text)
+        variables = self._bounded.variables(parsed)
+        template = self._bounded.bounded_template(parsed)
+        return CompiledTemplate(template, text, tree, self._bounded, variables)
 
 
 class CompiledTemplate:
@@ -79,19 +83,38 @@ class CompiledTemplate:
     """
 
     def __init__(
-        self, template: Template, text: str, tree: nodes.Template, bounds: BoundedEnvironment | None
+        self,
+        template: Template,
+        text: str,
+        tree: nodes.Template,
+        bounds: BoundedEnvironment | None,
+        variables: frozenset[str] = frozenset(),
     ) -> None:
         self._template = template
         self._bounds = bounds
+        self._variables = variables
         self.text = text
         self.wants_parts = _wants_parts(tree)
         self.reads_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
+
+    def check_variables(self, known: AbstractSet[str]) -> None:
+        """Refuse a request's template that reads other variables than those ``known``.
+
+        Raises:
+            ChatTemplateError: it does.
+        """
+        others = self._variables - known
+        if others:
+            raise _refused(
+                f"it may use {', '.join(sorted(known))} only, but it uses {', '.join(sorted(others))}",
+                own=True,
+            )
 
     def render(self, variables: Mapping[str, Any], max_characters: int) -> str:
         """Render; for a thread.
 
         Raises:
-            InvalidArgumentError: the template refused the conversation, failed, or took too long.
+            ChatTemplateError: the template refused the conversation, failed, or took too long.
             InputTooLongError: the text would have more than ``max_characters``.
         """
         deadline = time.monotonic() + MAX_RENDER_SECONDS
@@ -109,7 +132,7 @@ class CompiledTemplate:
                         max_characters=str(max_characters),
                     )
                 if time.monotonic() > deadline:
-                    raise _refused(f"it takes longer than {MAX_RENDER_SECONDS:g} seconds")
+                    raise self._failed(f"it takes longer than {MAX_RENDER_SECONDS:g} seconds")
         return "".join(pieces)
 
     def _budget(self, max_characters: int) -> AbstractContextManager[None]:
@@ -123,11 +146,16 @@ class CompiledTemplate:
         try:
             yield from self._template.generate(**variables)
         except Exception as error:
-            raise _refused(_reason(error)) from error
+            raise self._failed(_reason(error)) from error
+
+    def _failed(self, reason: str) -> ChatTemplateError:
+        return _refused(reason, own=self._bounds is not None)
 
 
-def _refused(reason: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"chat template error: {reason}", field="messages")
+def _refused(reason: str, *, own: bool) -> ChatTemplateError:
+    """Return what refuses a request: for its own template, or for messages that the model's does not take."""
+    field = "chat_template" if own else "messages"
+    return ChatTemplateError(f"chat template error: {reason}", field=field)
 
 
 def _reason(error: BaseException) -> str:

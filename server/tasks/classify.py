@@ -30,12 +30,16 @@ class ClassifyOptions:
         top_k: only this many best labels of every input, at least 1; None for all.
         truncate: cut inputs that are too long; None for yes.
         direction: which end is cut.
+        limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
+        special: let the tokenizer add its special tokens.
     """
 
     raw_scores: bool = False
     top_k: int | None = None
     truncate: bool | None = None
     direction: Direction = Direction.RIGHT
+    limit: int | None = None
+    special: bool = True
 
 
 @dataclass(slots=True)
@@ -53,6 +57,12 @@ class Classifications:
     labels: tuple[str, ...]
     token_counts: list[int]
     timings: Timings
+
+    def by_class(self) -> NDArray[np.float32]:
+        """Return the scores, [inputs, labels], in the order of the model's output; none may be left out."""
+        rows = np.empty_like(self.scores)
+        np.put_along_axis(rows, self.order, self.scores, axis=1)
+        return rows
 
     def named(self, row: int) -> list[tuple[str, np.float32]]:
         """Return (label, score) of one input, best first."""
@@ -82,8 +92,9 @@ async def classify(
             f"`top_k` is {options.top_k}, expected at least 1", field="top_k", value=str(options.top_k)
         )
     run = await run_texts(
-        tokenizing, model, inputs, "logits", truncate=options.truncate, direction=options.direction
-    )
+        tokenizing, model, inputs, "logits",
+        truncate=options.truncate, direction=options.direction, limit=options.limit, special=options.special,
+    )  # fmt: skip
     order, scores = await call_by_size(
         tokenizing, run.size, _score, run,
         multi_label=settings.multi_label, raw=options.raw_scores, top_k=options.top_k,

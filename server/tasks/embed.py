@@ -31,6 +31,8 @@ class EmbedOptions:
         truncate: cut inputs that are too long; None for yes.
         direction: which end is cut.
         prompt_name: the model's prompt to put before every text; None for its default prompt.
+        limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
+        special: let the tokenizer add its special tokens.
     """
 
     normalize: bool | None = None
@@ -38,6 +40,8 @@ class EmbedOptions:
     truncate: bool | None = None
     direction: Direction = Direction.RIGHT
     prompt_name: str | None = None
+    limit: int | None = None
+    special: bool = True
 
 
 @dataclass(slots=True)
@@ -60,18 +64,24 @@ async def embed(
         HeadraceError: what the batcher raises.
     """
     settings = text_settings(model, model.task is Task.EMBED, "an embedding model")
-    dimensions = _dimensions(model, options.dimensions)
+    dimensions = checked_dimensions(model, options.dimensions)
     prompt = resolve_prompt(settings, options.prompt_name)
     run = await run_texts(
         tokenizing, model, inputs, "embedding",
         truncate=options.truncate, direction=options.direction, prompt=prompt,
+        limit=options.limit, special=options.special,
     )  # fmt: skip
     normalize = settings.normalize if options.normalize is None else options.normalize
     vectors = await call_by_size(tokenizing, run.size, _vectors, run, dimensions, normalize=normalize)
     return Embeddings(vectors, run.token_counts, run.timings)
 
 
-def _dimensions(model: Model, wanted: int | None) -> int | None:
+def checked_dimensions(model: Model, wanted: int | None) -> int | None:
+    """Return how many values of a vector are kept; None for all.
+
+    Raises:
+        InvalidArgumentError: fewer than one, or more than there are.
+    """
     if wanted is None:
         return None
     if wanted < 1:

@@ -22,6 +22,8 @@ class GenerationOptions:
         include_stop: leave the stop text (or stop token's text) at the end.
         skip_special_tokens: special tokens give no text.
         details: report every token with its text (:class:`TokenDetail`), asked-for logprobs included.
+        token_texts: report what each token adds to the text, and hold nothing of it back; with
+            ``include_stop``.
         request_id: by which ``abort`` finds the request; "" for none.
     """
 
@@ -30,6 +32,7 @@ class GenerationOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     details: bool = False
+    token_texts: bool = False
     request_id: str = ""
 
 
@@ -69,6 +72,8 @@ class Delta:
         text: complete characters only; may be empty. The texts of a sample's deltas, joined, are its text.
         token_ids: new tokens, those of a stop text and the end-of-sequence token included.
         details: the same tokens described; empty unless asked for.
+        texts: what each of them adds to the text; empty unless asked for. The texts of a sample's deltas,
+            joined, are its text.
         finish: set in the sample's last delta.
         stop: what ended the sample: a stop text, a stop token's id, or None (end of sequence, length).
         eos: the model's own end of sequence ended it.
@@ -81,6 +86,7 @@ class Delta:
     finish: FinishReason | None = None
     stop: str | int | None = None
     eos: bool = False
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -101,6 +107,7 @@ class Sample:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     details: list[TokenDetail] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     finish: FinishReason = "stop"
     stop: str | int | None = None
     eos: bool = False

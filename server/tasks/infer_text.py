@@ -35,7 +35,7 @@ async def infer_text(tokenizing: Tokenizing, model: Model, tensor: InputTensor) 
         InvalidTensorError: an element is not UTF-8.
         HeadraceError: what embedding or classifying raises.
     """
-    texts = _texts(model, tensor)
+    texts = element_texts(model, tensor)
     if model.task is Task.EMBED:
         rows = (await embed(tokenizing, model, texts, EmbedOptions())).vectors
     else:
@@ -45,7 +45,12 @@ async def infer_text(tokenizing: Tokenizing, model: Model, tensor: InputTensor) 
     return {model.outputs[0].name: PartOutput("FP32", rows.shape, rows.tobytes())}
 
 
-def _texts(model: Model, tensor: InputTensor) -> list[str]:
+def element_texts(model: Model, tensor: InputTensor) -> list[str]:
+    """Return the elements of a checked ``BYTES`` input.
+
+    Raises:
+        InvalidTensorError: an element is not UTF-8.
+    """
     texts: list[str] = []
     for index, element in enumerate(unpack_bytes(tensor.data)):
         try:

@@ -14,6 +14,7 @@ from headrace.server.repository.model import Task
 from headrace.server.tasks.embed import unit_rows
 from headrace.server.tasks.text_encoding import Direction
 from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, text_settings
+from headrace.server.tasks.text_tokens import first_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,12 +36,19 @@ class RerankOptions:
         top_n: only this many best texts, at least 1; None for all.
         truncate: cut what is too long; None for yes.
         direction: which end is cut.
+        limit: at most this many tokens of a pair (a text, where each is encoded alone), at least 1; None for
+            as many as the model takes.
+        query_limit: at most this many tokens of the query itself, without special tokens; None for all.
+        text_limit: the same of each text.
     """
 
     raw_scores: bool = False
     top_n: int | None = None
     truncate: bool | None = None
     direction: Direction = Direction.RIGHT
+    limit: int | None = None
+    query_limit: int | None = None
+    text_limit: int | None = None
 
 
 @dataclass(slots=True)
@@ -69,8 +77,7 @@ async def rerank(
         InvalidArgumentError: ``top_n`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    one_label = model.text is not None and len(model.text.labels) == 1
-    cross = model.task is Task.RERANK or (model.task is Task.CLASSIFY and one_label)
+    cross = is_cross_encoder(model)
     settings = text_settings(model, cross or model.task is Task.EMBED, "a re-ranker model")
     if not query:
         raise InputEmptyError("`query` cannot be empty", field="query")
@@ -80,11 +87,14 @@ async def rerank(
         raise InvalidArgumentError(
             f"`top_n` is {options.top_n}, expected at least 1", field="top_n", value=str(options.top_n)
         )
+    (query,) = await first_tokens(tokenizing, settings, [query], options.query_limit)
+    texts = await first_tokens(tokenizing, settings, texts, options.text_limit)
     if cross:
         pairs = [(query, text) for text in texts]
         run = await run_texts(
-            tokenizing, model, pairs, "logits", truncate=options.truncate, direction=options.direction
-        )
+            tokenizing, model, pairs, "logits",
+            truncate=options.truncate, direction=options.direction, limit=options.limit,
+        )  # fmt: skip
         scored = _Scored(run.matrix()[:, 0], run.token_counts, run.timings)
         if not options.raw_scores:
             scored.scores = sigmoid(scored.scores)
@@ -95,6 +105,12 @@ async def rerank(
     if not (cross or options.raw_scores):
         best = np.clip(best, 0, 1)
     return Ranking(order.tolist(), best, scored.token_counts, scored.timings)
+
+
+def is_cross_encoder(model: Model) -> bool:
+    """Whether a model reads two texts together and gives one score."""
+    one_label = model.text is not None and len(model.text.labels) == 1
+    return model.task is Task.RERANK or (model.task is Task.CLASSIFY and one_label)
 
 
 @dataclass(slots=True)
@@ -126,7 +142,7 @@ async def _late_interaction(
             inputs.insert(0, query)
         run = await run_texts(
             tokenizing, model, inputs, "token_embeddings",
-            truncate=options.truncate, direction=options.direction,
+            truncate=options.truncate, direction=options.direction, limit=options.limit,
         )  # fmt: skip
         counts += run.token_counts
         timings.then(run.timings)

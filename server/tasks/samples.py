@@ -26,7 +26,16 @@ class SampleText:
         patterns: the request's stop texts; None when it has none.
     """
 
-    __slots__ = ("_count", "_detokenizer", "_options", "_search", "_vocabulary", "finished", "index")
+    __slots__ = (
+        "_count",
+        "_detokenizer",
+        "_options",
+        "_pieces",
+        "_search",
+        "_vocabulary",
+        "finished",
+        "index",
+    )
 
     def __init__(
         self,
@@ -43,6 +52,7 @@ class SampleText:
         self._detokenizer = detokenizer
         self._search = None if patterns is None else StopSearch(patterns, include=options.include_stop)
         self._count = 0
+        self._pieces: list[str] | None = [] if options.token_texts else None
 
     def take(self, event: Tokens) -> Delta:
         """Turn what the engine says into a delta; only while the sample is not finished."""
@@ -61,21 +71,25 @@ class SampleText:
             if stop:
                 self.finished = True
                 kept = tokens[:number]
-                return Delta(self.index, text, kept, self._details(event, number), "stop", stop)
+                return Delta(
+                    self.index, text, kept, self._details(event, number), "stop", stop, texts=self._taken()
+                )
         if finish is None:
-            return Delta(self.index, text, tokens, self._details(event, len(tokens)))
+            details = self._details(event, len(tokens))
+            return Delta(self.index, text, tokens, details, texts=self._taken())
         text, stop = self._end(text)
         self.finished = True
         if stop:
-            return Delta(self.index, text, tokens, self._details(event, len(tokens)), "stop", stop)
+            finish = "stop"
         return Delta(
             self.index,
             text,
             tokens,
             self._details(event, len(tokens)),
             finish,
-            event.stop_token,
-            event.eos,
+            stop or event.stop_token,
+            event.eos and not stop,
+            self._taken(),
         )
 
     def cut(self, finish: FinishReason) -> Delta:
@@ -88,13 +102,30 @@ class SampleText:
         """Return the text that ``token`` adds, and the stop text that it completes."""
         self._count += 1
         text = self._detokenizer.feed(token)
-        if self._search is None:
+        search, pieces = self._search, self._pieces
+        if search is None:
+            if pieces is not None:
+                pieces.append(text)
             return text, ""
-        return self._search.feed(text, armed=self._armed)
+        held = search.held
+        found = search.feed(text, armed=self._armed)
+        if pieces is not None:  # what stands behind a stop text is no part of the token's
+            pieces.append(text[: len(found.text) - held] if found.stop else text)
+        return found
+
+    def _taken(self) -> tuple[str, ...]:
+        """Return what the tokens since the last call added to the text, where that is wanted."""
+        if self._pieces is None:
+            return ()
+        pieces = tuple(self._pieces)
+        self._pieces.clear()
+        return pieces
 
     def _end(self, text: str) -> tuple[str, str]:
         """Return ``text`` and all that was held back, and the stop text that this completes."""
         rest = self._detokenizer.flush()
+        if self._pieces:
+            self._pieces[-1] += rest
         if self._search is None:
             return text + rest, ""
         released, stop = self._search.feed(rest, armed=self._armed)

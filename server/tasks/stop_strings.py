@@ -74,6 +74,11 @@ class StopSearch:
         self._state = 0
         self._held = ""
 
+    @property
+    def held(self) -> int:
+        """How many characters are held back."""
+        return len(self._held)
+
     def feed(self, text: str, *, armed: bool = True) -> Released:
         """Take more text; while not ``armed``, what ends in it is no match."""
         if not text:

@@ -52,13 +52,17 @@ class Tokens:
 
 @dataclass(slots=True)
 class EncodeRequest:
-    """The inputs of one caller and how to tokenise them; ``prompt`` is put before every text."""
+    """The inputs of one caller and how to tokenise them.
+
+    ``prompt`` is put before every text; ``special`` lets the tokenizer add its special tokens to texts.
+    """
 
     settings: TextSettings
     texts: Sequence[Text]
     truncate: bool
     direction: Direction
     prompt: str
+    special: bool = True
 
 
 def resolve_prompt(settings: TextSettings, name: str | None) -> str:
@@ -118,9 +122,9 @@ def _prepare(request: EncodeRequest, index: int, text: Text) -> tuple[str | tupl
     if not text or (isinstance(text, tuple) and not any(text)):
         raise InputEmptyError("`inputs` cannot be empty", field="inputs", index=str(index))
     if isinstance(text, tuple):
-        return (_fit(request, index, text[0]), _fit(request, index, text[1])), True
+        return (_fit(request, index, text[0]), _fit(request, index, text[1])), request.special
     if isinstance(text, str):
-        return _fit(request, index, request.prompt + text), True
+        return _fit(request, index, request.prompt + text), request.special
     # Ids are read back to text so that truncation and prompts mean the same for them; without a prompt their
     # special tokens survive the round trip and none are added (Text Embeddings Inference does the same).
     tokenizer = request.settings.tokenizer

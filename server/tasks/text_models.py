@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model, TextSettings
+    from headrace.server.scheduling.batcher import Batcher
     from headrace.server.tasks.tokenization import Tokenizing
 
 TextOutput = Literal["embedding", "token_embeddings", "logits"]
@@ -104,8 +105,13 @@ async def run_texts(
     truncate: bool | None = None,
     direction: Direction = Direction.RIGHT,
     prompt: str = "",
+    limit: int | None = None,
+    special: bool = True,
 ) -> TextRun:
-    """Tokenise ``texts`` and run them as the parts of one request; ``truncate`` is on unless it is False.
+    """Tokenise ``texts`` and run them as the parts of one request.
+
+    ``truncate`` is on unless it is False. ``limit`` stands for the model's longest sequence where it is
+    lower; without ``special`` the tokenizer adds no special tokens.
 
     Raises:
         TaskNotSupportedError: the model does not take text.
@@ -115,15 +121,30 @@ async def run_texts(
     settings = text_settings(model, fits=True, purpose="a text model")
     if not texts:
         raise InputEmptyError("`inputs` cannot be empty", field="inputs")
+    if limit is not None and limit < settings.max_tokens:
+        settings = replace(settings, max_tokens=limit)
     batcher = batcher_of(model)
-    started = time.monotonic_ns()
-    tokens = await tokenizing.tokenize(
-        settings, texts, truncate=truncate is not False, direction=direction, prompt=prompt
-    )
-    tokenized = time.monotonic_ns()
+    counted = model.statistics.texts
+    counted.observe_started(len(texts))
+    try:
+        started = time.monotonic_ns()
+        tokens = await tokenizing.tokenize(
+            settings, texts,
+            truncate=truncate is not False, direction=direction, prompt=prompt, special=special,
+        )  # fmt: skip
+        run = await _run_tokens(batcher, tokens, output, started)
+    except BaseException:
+        counted.observe_failed()
+        raise
+    counted.observe_finished(run.token_counts, run.timings)
+    return run
+
+
+async def _run_tokens(batcher: Batcher, tokens: list[Tokens], output: TextOutput, started: int) -> TextRun:
+    """Run tokenised inputs; ``started`` is when tokenising began, ``time.monotonic_ns``."""
     parts = [_part(entry, output) for entry in tokens]
     data: list[bytes] = []
-    timings = Timings(tokenization_ns=tokenized - started)
+    timings = Timings(tokenization_ns=time.monotonic_ns() - started)
     for start in range(0, len(parts), MAX_PARTS):
         results = await batcher.run(parts[start : start + MAX_PARTS])
         data += [result[output].data for result in results]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from headrace.runtimes.generation.messages import PromptLogprobs, Started, Tokens
-from headrace.server.errors import CancelledError, DeadlineExceededError
+from headrace.server.errors import CancelledError, DeadlineExceededError, RequestRefusedError
 from headrace.server.tasks.generation import Generation, Sample
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ class TextStream:
         except asyncio.CancelledError:
             self.close()
             raise
-        except BaseException:
+        except BaseException as error:
             self._outcome = "error"
+            self._statistics.rejected += isinstance(error, RequestRefusedError)
             self.close()
             raise
         if self._aborted:
@@ -223,6 +224,7 @@ async def complete(stream: TextStream) -> Generation:
             texts[delta.sample].append(delta.text)
             sample.token_ids += delta.token_ids
             sample.details += delta.details
+            sample.texts += delta.texts
             if delta.finish is not None:
                 sample.finish, sample.stop, sample.eos = delta.finish, delta.stop, delta.eos
     for sample, parts in zip(samples, texts, strict=True):

@@ -11,7 +11,7 @@ from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN, resolve_prompt
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
     from headrace.server.repository.model import TextSettings
     from headrace.server.tasks.tokenization import Tokenizing
@@ -97,11 +97,38 @@ async def decode(
     return texts
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool) -> list[list[Token]]:
+async def first_tokens(
+    tokenizing: Tokenizing, settings: TextSettings, texts: Sequence[str], limit: int | None
+) -> Sequence[str]:
+    """Return what the first ``limit`` tokens of each text stand for; special tokens do not count.
+
+    Raises:
+        InvalidArgumentError: a text is not valid Unicode.
+    """
+    if limit is None:
+        return texts
+    return await tokenizing.run(_first_tokens, settings, texts, limit)
+
+
+def _first_tokens(settings: TextSettings, texts: Sequence[str], limit: int) -> list[str]:
+    most = min(limit, settings.max_tokens) * CHARACTERS_PER_TOKEN
+    cut = [text[:most] for text in texts]
+    encodings = _encode_batch(settings.tokenizer, cut, add_special_tokens=False)
+    return [
+        text[: encoding.offsets[limit - 1][1]] if len(encoding) > limit else text
+        for text, encoding in zip(cut, encodings, strict=True)
+    ]
+
+
+def _encode_batch(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool) -> list[Encoding]:
     try:
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
     except Exception as error:  # the library raises bare Exception
         raise InvalidArgumentError(f"tokenizer error {error}", field="inputs") from error
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], *, add_special_tokens: bool) -> list[list[Token]]:
+    encodings = _encode_batch(tokenizer, texts, add_special_tokens=add_special_tokens)
     found: list[list[Token]] = []
     for text, encoding in zip(texts, encodings, strict=True):
         starts = None if text.isascii() else [0, *accumulate(len(char.encode()) for char in text)]

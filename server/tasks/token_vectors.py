@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.server.repository.model import Task
+from headrace.server.tasks.embed import unit_rows
 from headrace.server.tasks.text_encoding import resolve_prompt
 from headrace.server.tasks.text_models import Timings, run_texts, text_settings
 
@@ -45,6 +46,8 @@ async def embed_tokens(
         truncate=options.truncate,
         direction=options.direction,
         prompt=resolve_prompt(settings, options.prompt_name),
+        limit=options.limit,
+        special=options.special,
     )  # fmt: skip
     counts = run.token_counts
     vectors = [
@@ -52,3 +55,11 @@ async def embed_tokens(
         for data, count in zip(run.data, counts, strict=True)
     ]
     return TokenVectors(vectors, counts, run.timings)
+
+
+def unit_tokens(
+    rows: Sequence[NDArray[np.float32]], dimensions: int | None, *, normalize: bool
+) -> list[NDArray[np.float32]]:
+    """Return the first ``dimensions`` values (None: all) of each token's vector, of length 1 if wanted."""
+    cut = [row[:, :dimensions] for row in rows]
+    return [unit_rows(row) for row in cut] if normalize else cut

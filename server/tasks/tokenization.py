@@ -47,6 +47,7 @@ class Tokenizing:
         truncate: bool = True,
         direction: Direction = Direction.RIGHT,
         prompt: str = "",
+        special: bool = True,
     ) -> list[Tokens]:
         """Tokenise ``texts``; one result for each, in order.
 
@@ -57,6 +58,7 @@ class Tokenizing:
             truncate: cut what is longer than the model takes, instead of refusing it.
             direction: which end is cut; special tokens are never cut.
             prompt: text put before every text or id input (not before pairs).
+            special: let the tokenizer add its special tokens; ids bring their own.
 
         Raises:
             InputEmptyError: an input is empty.
@@ -64,7 +66,7 @@ class Tokenizing:
             InvalidArgumentError: a token id is out of vocabulary, or a text is not valid Unicode.
         """
         future: asyncio.Future[list[Tokens]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((EncodeRequest(settings, texts, truncate, direction, prompt), future))
+        self._waiting.append((EncodeRequest(settings, texts, truncate, direction, prompt, special), future))
         self._start()
         return await future
 

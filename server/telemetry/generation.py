@@ -8,11 +8,15 @@ names.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final, Literal
 
-from headrace.server.telemetry.statistics import Histogram, ModelStatistics
+from headrace.server.telemetry.histogram import Histogram
+from headrace.server.telemetry.statistics import ModelStatistics
+from headrace.server.telemetry.tgi import TgiStatistics
 
 if TYPE_CHECKING:
+    from headrace.runtimes.generation.messages import EngineStats
     from headrace.server.tasks.generation import Timeline
 
 FinishedReason = Literal["stop", "length", "abort", "error"]
@@ -40,20 +44,25 @@ class GenerationStatistics:
     Args:
         totals: the counters that every model has; requests are counted there too.
         max_tokens: longest sequence of the model; ends the buckets of token counts.
+        block_tokens: tokens in a block of the KV cache.
+        draft_tokens: most tokens that a step may guess.
     """
 
     __slots__ = (
         "cached_tokens", "decode_seconds", "e2e_seconds", "finished", "first_token_seconds",
         "generated_tokens", "inference_seconds", "inter_token_seconds", "max_tokens", "output_tokens",
         "per_token_seconds", "prefill_seconds", "prompt_lengths", "prompt_tokens", "queue_seconds", "refused",
-        "samples", "totals",
+        "rejected", "samples", "tgi", "totals",
     )  # fmt: skip
 
-    def __init__(self, totals: ModelStatistics, max_tokens: int) -> None:
+    def __init__(
+        self, totals: ModelStatistics, max_tokens: int, *, block_tokens: int = 16, draft_tokens: int = 0
+    ) -> None:
         lengths = _one_two_five(max_tokens)
         self.totals = totals
         self.finished: dict[FinishedReason, int] = dict.fromkeys(FINISHED_REASONS, 0)
         self.refused = 0  # for a full queue
+        self.rejected = 0  # by an engine, as invalid; they are among ``finished`` as errors
         self.prompt_tokens = 0  # of requests that started
         self.cached_tokens = 0  # of those, found in the prefix cache
         self.generated_tokens = 0
@@ -69,6 +78,7 @@ class GenerationStatistics:
         self.output_tokens = Histogram(lengths)
         self.max_tokens = Histogram(lengths)  # as requests asked
         self.samples = Histogram(SAMPLE_BUCKETS)  # n, as requests asked
+        self.tgi = TgiStatistics(max_tokens, block_tokens=block_tokens, draft_tokens=draft_tokens)
 
     # Called by the engine's client.
 
@@ -77,6 +87,7 @@ class GenerationStatistics:
         self.totals.pending += 1
         self.max_tokens.observe(max_tokens)
         self.samples.observe(samples)
+        self.tgi.max_new_tokens.observe(max_tokens)
 
     def observe_refused(self) -> None:
         """Count a request that found the queue full."""
@@ -91,6 +102,13 @@ class GenerationStatistics:
         """Count a request whose prompt is computed now."""
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens
+
+    def observe_steps(self, before: EngineStats | None, now: EngineStats) -> None:
+        """Count what an engine did between two reports; ``before`` is None for a worker's first one."""
+        totals = self.totals
+        totals.execution_count += now.steps - (before.steps if before else 0)
+        totals.last_inference_ms = time.time_ns() // 1_000_000
+        self.tgi.observe_steps(before, now)
 
     # Called by the generate task.
 
@@ -110,6 +128,7 @@ class GenerationStatistics:
         self.finished[reason] += 1
         self.prompt_lengths.observe(prompt_tokens)
         self.output_tokens.observe(generated_tokens)
+        self.tgi.input_lengths.observe(prompt_tokens)
         received, started, first, finished = (
             timeline.received,
             timeline.started,
@@ -133,6 +152,7 @@ class GenerationStatistics:
         totals.compute_infer.add(finished - started)
         self.queue_seconds.observe((started - received) * _SECONDS)
         self.inference_seconds.observe((finished - started) * _SECONDS)
+        self.tgi.observe_success(timeline, generated_tokens)
         if first:
             self.prefill_seconds.observe((first - started) * _SECONDS)
             self.decode_seconds.observe((finished - first) * _SECONDS)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import Model
     from headrace.server.scheduling.generator import Generator
     from headrace.server.telemetry.generation import GenerationStatistics
-    from headrace.server.telemetry.statistics import Histogram
+    from headrace.server.telemetry.histogram import Histogram
 
 
 class Engines(NamedTuple):

@@ -1,4 +1,4 @@
-"""The Prometheus exposition: our own families, and Triton's ``nv_inference_*`` names.
+"""The Prometheus exposition: our own families, and those of other servers under their names.
 
 Nothing is counted here: the collector reads, at scrape time, the plain numbers that requests and batches
 left.
@@ -7,13 +7,16 @@ left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from headrace.server.telemetry.exposition import cumulative
+from headrace.server.telemetry.exposition import cumulative, labels, numbers
 from headrace.server.telemetry.generation_metrics import generation_families
+from headrace.server.telemetry.tei_metrics import tei_metrics
+from headrace.server.telemetry.tgi_metrics import tgi_metrics
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
@@ -79,7 +82,11 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the whole exposition, Prometheus text format 0.0.4."""
-        return generate_latest(self._registry) + "".join(_triton(self._models())).encode()
+        models = self._models()
+        written = (
+            _triton(models), tgi_metrics(models, self._requests), tei_metrics(models, self._requests)
+        )  # fmt: skip
+        return generate_latest(self._registry) + "".join(chain.from_iterable(written)).encode()
 
     def collect(self) -> Iterator[Metric]:
         """Yield our own families (called by the Prometheus library)."""
@@ -89,10 +96,10 @@ class Metrics:
         durations = HistogramMetricFamily(
             "headrace_request_duration_seconds", "Duration of RPCs", labels=_REQUEST_LABELS
         )
-        for labels, series in self._requests.series.items():
+        for key, series in self._requests.series.items():
             for code, count in series.codes.items():
-                requests.add_metric((*labels, code), count)
-            durations.add_metric(labels, cumulative(series.durations), series.durations.total)
+                requests.add_metric((*key, code), count)
+            durations.add_metric(key, cumulative(series.durations), series.durations.total)
         active = GaugeMetricFamily("headrace_requests_active", "RPCs under way")
         active.add_metric((), self._requests.active)
         yield from (requests, durations, active)
@@ -133,22 +140,19 @@ def _model_families(models: Sequence[Model]) -> Iterable[Metric]:
 
 
 def _triton(models: Sequence[Model]) -> Iterator[str]:
-    """Write Triton's families: counters whose names do not end in ``_total``, as Prometheus' would."""
+    """Write Triton's families."""
+    given = [
+        (labels({"model": model.name, "version": str(model.version)}), model.statistics) for model in models
+    ]
     for name, text, value in _TRITON:
-        yield f"# HELP {name} {text}\n# TYPE {name} counter\n"
-        for model in models:
-            yield f"{name}{{{_labels(model)}}} {value(model.statistics)}\n"
+        yield from numbers("counter", name, text, [(each, value(counted)) for each, counted in given])
     name = "nv_inference_request_failure"
-    yield f"# HELP {name} Failed inference requests by reason\n# TYPE {name} counter\n"
-    for model in models:
-        for reason, count in model.statistics.failures.items():
-            yield f'{name}{{{_labels(model)},reason="{reason}"}} {count}\n'
+    failed = [
+        (f'{each},reason="{reason}"', count)
+        for each, counted in given
+        for reason, count in counted.failures.items()
+    ]
+    yield from numbers("counter", name, "Failed inference requests by reason", failed)
     name = "nv_inference_pending_request_count"
-    yield f"# HELP {name} Requests admitted and not answered\n# TYPE {name} gauge\n"
-    for model in models:
-        yield f"{name}{{{_labels(model)}}} {model.statistics.pending}\n"
-
-
-def _labels(model: Model) -> str:
-    name = model.name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'model="{name}",version="{model.version}"'
+    pending = [(each, counted.pending) for each, counted in given]
+    yield from numbers("gauge", name, "Requests admitted and not answered", pending)

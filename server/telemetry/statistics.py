@@ -8,13 +8,16 @@ nanoseconds, sizes are rows.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final
+
+from headrace.server.telemetry.histogram import Histogram
+from headrace.server.telemetry.texts import TextStatistics
 
 LATENCY_BUCKETS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+TOKEN_BUCKETS: Final = tuple(2.0**power for power in range(21))
 BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -29,23 +32,6 @@ class Duration:
         """Count ``count`` more events that took ``ns`` nanoseconds together."""
         self.count += count
         self.ns += ns
-
-
-class Histogram:
-    """Bucketed observations; ``counts`` has one entry per bound and one for everything above."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        """Use these upper bounds, ascending."""
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
 
 
 @dataclass(slots=True)
@@ -82,9 +68,13 @@ class ModelStatistics:
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS))
     compute_seconds: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS))
     batch_rows: Histogram = field(default_factory=lambda: Histogram(BATCH_BUCKETS))
+    batch_tokens: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))  # of texts
+    texts: TextStatistics = field(default_factory=TextStatistics)
 
-    def batch_executed(self, rows: int, reason: str, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """Count one executed batch of ``rows`` rows that was closed for ``reason``."""
+    def batch_executed(
+        self, rows: int, tokens: int, reason: str, input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        """Count one executed batch of ``rows`` rows closed for ``reason``; ``tokens`` are those of texts."""
         self.execution_count += 1
         self.inference_count += rows
         self.last_inference_ms = time.time_ns() // 1_000_000
@@ -94,6 +84,8 @@ class ModelStatistics:
         batch.compute_infer.add(infer_ns)
         batch.compute_output.add(output_ns)
         self.batch_rows.observe(rows)
+        if tokens:
+            self.batch_tokens.observe(tokens)
         self.compute_seconds.observe((input_ns + infer_ns + output_ns) * 1e-9)
 
     def failed(self, ns: int, reason: str) -> None:

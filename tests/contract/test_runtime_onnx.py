@@ -145,7 +145,17 @@ def test_maps_of_probabilities_say_how_to_export(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["model.onnx", "onnx/model.onnx", "model_quantized.onnx", "model.onnx/model.onnx", "other.onnx"]
+    "place",
+    [
+        "model.onnx",
+        "onnx/model.onnx",
+        "model_quantized.onnx",
+        "model.onnx/model.onnx",
+        "other.onnx",
+        "onnx/model_fp16.onnx",
+        "onnx/model_int8.onnx",
+        "onnx/model_qint8_avx512_vnni.onnx",
+    ],
 )
 def test_where_the_model_is_found(place: str, tmp_path: Path) -> None:
     passing(tmp_path / place, TensorProto.FLOAT, ["n"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.server.codecs.json_body import decode, encode, parse
 from headrace.server.codecs.text_inputs import direction, pairs, texts
+from headrace.server.codecs.vector_formats import VectorFormat
 from headrace.server.codecs.vectors import json_embeddings, json_vectors, packed_vectors
 from headrace.server.errors import (
     BatchTooLargeError,
@@ -122,8 +123,8 @@ def test_vectors_as_json_read_back_equal(vectors: Any) -> None:
     assert np.array_equal(
         np.array(orjson.loads(json_vectors(vectors)), np.float32).reshape(vectors.shape), vectors
     )
-    plain = orjson.loads(json_embeddings(vectors, base64=False))
-    packed = orjson.loads(json_embeddings(vectors, base64=True))
+    plain = orjson.loads(json_embeddings(vectors, VectorFormat()))
+    packed = orjson.loads(json_embeddings(vectors, VectorFormat("base64")))
     for entries in (plain, packed):
         assert [entry["index"] for entry in entries] == list(range(len(vectors)))
         assert {entry["object"] for entry in entries} <= {"embedding"}

@@ -9,6 +9,8 @@ import pytest
 from headrace.rest.v1 import oicm_pb2 as pb
 from headrace.server.repository.model import Task
 from headrace.server.services.oicm import OicmService
+from headrace.server.services.pooling_requests import PoolingRequests
+from headrace.server.tasks.chat_templates import ChatTemplates
 from headrace.server.tasks.tokenization import Tokenizing
 
 LABELS = ("negative", "neutral", "positive")
@@ -19,7 +21,8 @@ async def oicm(repository: Any, tokenizing: Tokenizing, rest: Any) -> Any:
     repository.text("c", Task.CLASSIFY, labels=LABELS)
     repository.text("other", Task.CLASSIFY, labels=("yes", "no"))
     repository.text("e", Task.EMBED)
-    return rest(OicmService(repository, tokenizing, max_inputs=3))
+    pooling = PoolingRequests(repository, tokenizing, ChatTemplates(), max_inputs=3)
+    return rest(OicmService(repository, tokenizing, pooling, max_inputs=3))
 
 
 async def classify(oicm: Any, body: Any, headers: Any = None) -> Any:

@@ -12,6 +12,8 @@ from headrace.rest.v1 import openai_pb2 as pb
 from headrace.server.repository.lifecycle import VersionStatus
 from headrace.server.repository.model import ModelTensor, Task
 from headrace.server.services.openai import OpenaiService
+from headrace.server.services.pooling_requests import PoolingRequests
+from headrace.server.tasks.chat_templates import ChatTemplates
 from headrace.server.tasks.tokenization import Tokenizing
 
 PATH = {"x-envoy-original-path": "/v1/embeddings"}
@@ -24,7 +26,9 @@ async def openai(repository: Any, tokenizing: Tokenizing, rest: Any) -> Any:
     repository.text("full", Task.EMBED, max_queue=1)
     repository.text("broken", Task.EMBED, fail=True)
     repository.tensors("t", [ModelTensor("x", "FP32", (1,))], [ModelTensor("y", "FP32", (1,))], dict)
-    return rest(OpenaiService(repository, tokenizing, max_inputs=5))
+    return rest(
+        OpenaiService(repository, PoolingRequests(repository, tokenizing, ChatTemplates(), max_inputs=5))
+    )
 
 
 async def create(openai: Any, body: Any, headers: Any = None) -> Any:
@@ -35,7 +39,9 @@ async def test_embeddings(openai: Any, reference: Any) -> None:
     answer = (await create(openai, {"input": ["good", "bad a"], "model": "e", "user": "u", "zzz": 1})).json
     assert answer["object"] == "list"
     assert answer["model"] == "e"
-    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert answer["usage"] == {
+        "prompt_tokens": 7, "total_tokens": 7, "completion_tokens": 0, "prompt_tokens_details": None,
+    }  # fmt: skip
     for index, (entry, text) in enumerate(zip(answer["data"], ["good", "bad a"], strict=True)):
         assert (entry["object"], entry["index"]) == ("embedding", index)
         raw = reference(text)["embedding"]

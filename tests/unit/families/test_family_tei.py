@@ -10,7 +10,10 @@ import pytest
 
 from headrace.rest.v1 import tei_pb2 as pb
 from headrace.server.repository.model import ModelTensor, Task
+from headrace.server.services.pooling_requests import PoolingRequests
 from headrace.server.services.tei import TeiService
+from headrace.server.services.tei_requests import TeiRequests
+from headrace.server.tasks.chat_templates import ChatTemplates
 from headrace.server.tasks.tokenization import Tokenizing
 
 LABELS = ("negative", "neutral", "positive")
@@ -33,7 +36,8 @@ async def tei(repository: Any, tokenizing: Tokenizing, rest: Any) -> Any:
         "r", [ModelTensor("x", "FP64", (3,))], [ModelTensor("y", "FP64", (1,))],
         lambda arrays: {"y": arrays["x"].sum(1, keepdims=True)}, max_batch_size=4,
     )  # fmt: skip
-    return rest(TeiService(repository, tokenizing, max_client_batch_size=4))
+    pooling = PoolingRequests(repository, tokenizing, ChatTemplates())
+    return rest(TeiService(TeiRequests(repository, tokenizing, max_client_batch_size=4), pooling))
 
 
 async def embed(tei: Any, body: Any, headers: Any = None) -> Any:
@@ -168,29 +172,11 @@ async def test_rerank(tei: Any) -> None:
     ({"query": "a"}, 422, "`texts` is missing"),
     ({"texts": ["a"]}, 422, "`query` is missing"),
     ({"query": "a", "texts": "a"}, 422, "`texts`: expected `array`, got `str`"),
-    ({"query": "a", "documents": []}, 400, "`documents` cannot be empty"),
-    ({"query": "a", "documents": [{}]}, 422, "`documents[0].text` is missing"),
     ([], 422, "the body: expected `object`, got `array`"),
 ])  # fmt: skip
 async def test_rerank_errors(tei: Any, body: Any, status: int, text: str) -> None:
     answer = await rerank(tei, body)
     assert (answer.status, answer.json["error"]) == (status, text)
-
-
-async def test_rerank_documents(tei: Any) -> None:
-    documents: list[Any] = ["banana", {"text": "paris is the capital"}, "berlin", "x", "y", "z"]
-    body = (await rerank(tei, {"query": "paris", "documents": documents, "top_n": 2})).json
-    assert body["results"][0]["index"] == 1
-    assert len(body["results"]) == 2
-    assert body["results"][0]["document"]["text"] == "paris is the capital"
-    assert body["results"][0]["relevance_score"] >= body["results"][1]["relevance_score"]
-    assert body["model"] == "e"
-    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] > 0
-    bare = (
-        await rerank(tei, {"query": "paris", "documents": documents, "top_n": 0, "return_documents": False})
-    ).json
-    assert len(bare["results"]) == 6
-    assert "document" not in bare["results"][0]
 
 
 async def test_predict_labels_text(tei: Any) -> None:
@@ -253,7 +239,7 @@ async def test_unexpected_failures_hide_their_text(tei: Any, monkeypatch: pytest
     def fail(*args: Any) -> None:
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(tei.service, "_resolve", fail)
+    monkeypatch.setattr(TeiRequests, "resolve", fail)
     answer = await embed(tei, {"inputs": "a"})
     assert answer.status == 500
     assert "secret" not in orjson.dumps(answer.json).decode()

@@ -198,6 +198,7 @@ async def test_developers_are_the_system_where_the_template_does_not_know_them(
         ([USER, {"role": "user", "content": 5}], "`messages\\[1\\]` has a `content`"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'image_url'.* text only"),
         ([{"role": "user", "content": [{"type": "text"}]}], "without text"),
+        ([{"role": "user", "content": [{"type": ["text"]}]}], "`type` is not a string"),
         ([{"role": "user", "content": [7]}], "not an object"),
         ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "not JSON"),
         ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}], "not a JSON object"),

@@ -7,6 +7,7 @@ instances that compute with numpy.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
 
 from headrace.kserve.v2 import grpc_service_pb2, grpc_service_pb2_grpc
@@ -33,7 +35,9 @@ from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
 from headrace.server.services import registry
 from headrace.server.services.kserve import GRPCInferenceService
+from headrace.server.services.kserve_generate import KserveGenerateService
 from headrace.server.services.kserve_rest import KserveService
+from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.telemetry.statistics import ModelStatistics
@@ -225,6 +229,7 @@ class Wire:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.grpc = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self._rest = kserve_pb2_grpc.KserveServiceStub(channel)
+        self.generating = kserve_pb2_grpc.KserveGenerateServiceStub(channel)
 
     async def rest(self, method: str, headers: Mapping[str, str] | None = None, **fields: Any) -> RestAnswer:
         """Call a facade method with request ``fields``; ``body`` is bytes."""
@@ -233,7 +238,31 @@ class Wire:
         request = getattr(kserve_pb2, f"KserveService{method}Request")(**fields)
         metadata = tuple((key.lower(), value) for key, value in (headers or {}).items())
         call = getattr(self._rest, method)(request, metadata=metadata)
-        body = await call
+        return await self._answer(call, await call)
+
+    async def generate(
+        self, model: str, body: Any, headers: Mapping[str, str] | None = None, version: str = ""
+    ) -> RestAnswer:
+        """Call ``generate``; ``body`` is bytes, or what the JSON says."""
+        request = kserve_pb2.KserveGenerateServiceGenerateRequest(
+            model=model,
+            version=version,
+            body={"data": body if isinstance(body, bytes) else json.dumps(body).encode()},
+        )
+        call = self.generating.Generate(request, metadata=tuple((headers or {}).items()))
+        return await self._answer(call, await call)
+
+    async def generate_stream(self, model: str, body: Any) -> RestAnswer:
+        """Call ``generate_stream`` and join its pieces."""
+        request = kserve_pb2.KserveGenerateServiceGenerateStreamRequest(
+            model=model, body={"data": body if isinstance(body, bytes) else json.dumps(body).encode()}
+        )
+        call = self.generating.GenerateStream(request)
+        pieces = [piece async for piece in call]
+        joined = b"".join(piece.data for piece in pieces)
+        return await self._answer(call, HttpBody(content_type=pieces[0].content_type, data=joined))
+
+    async def _answer(self, call: Any, body: HttpBody) -> RestAnswer:
         answered = {key: str(value) for key, value in await call.initial_metadata()}
         answered["content-type"] = body.content_type
         return RestAnswer(int(answered.pop("x-http-status", "200")), answered, body.data)
@@ -248,9 +277,13 @@ async def models(tmp_path: Path) -> Models:
 async def wire(models: Models, tokenizing: Tokenizing, tmp_path: Path) -> AsyncIterator[Wire]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     interceptors = Interceptors(RequestMetrics())
+    generating = Generating(tokenizing)
     services = {
         grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: GRPCInferenceService(
-            models.repository, tokenizing, "headrace"
+            models.repository, generating, "headrace"
+        ),
+        kserve_pb2.DESCRIPTOR.services_by_name["KserveGenerateService"]: KserveGenerateService(
+            models.repository, generating
         ),
         kserve_pb2.DESCRIPTOR.services_by_name["KserveService"]: KserveService(
             models.repository, tokenizing, "headrace", MAX_BODY

@@ -120,7 +120,7 @@ async def test_cancelling_the_stream_withdraws_what_waits(models: Models, wire: 
     instance = models.instances["simple"]
     instance.open = False
     call = wire.grpc.ModelStreamInfer(stream(*(request(str(n), rows=8) for n in range(6))))
-    while model.active < 6:
+    while model.active < 6 or len(instance.held) < 2:
         await asyncio.sleep(0.001)
     call.cancel()
     while model.active:

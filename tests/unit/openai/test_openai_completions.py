@@ -85,7 +85,8 @@ async def test_stream_is_the_answer_in_pieces(api: Any) -> None:
     assert reply.headers["cache-control"] == "no-cache"
     events = reply.events
     assert "".join(event["choices"][0]["text"] for event in events) == "Hello wörld"
-    assert {tuple(event)[:5] for event in events} == {("id", "object", "created", "model", "choices")}
+    members = ("id", "object", "created", "model", "system_fingerprint", "choices")
+    assert {tuple(event)[:6] for event in events} == {members}
     assert len({(event["id"], event["created"]) for event in events}) == 1
     assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["stop"]
     assert all("usage" not in event for event in events)

@@ -21,6 +21,7 @@ class Call:
         self.headers: dict[str, str] = {}
         self.model_id = model_id
         self.model: Any = None
+        self.protocol = "vllm"
 
 
 Post = Callable[..., Awaitable[Any]]
@@ -115,7 +116,6 @@ async def test_inputs_of_an_encoder(api: Any, post: Post) -> None:
     ("Tokenize", {"prompt": "x" * 200_000}, 400),
     ("Tokenize", {"messages": []}, 400),
     ("Tokenize", {"prompt": "a", "model": "no"}, 404),
-    ("Tokenize", {"inputs": ""}, 400),
     ("Detokenize", {}, 400),
     ("Detokenize", {"tokens": [-1]}, 400),
     ("Detokenize", {"tokens": [999_999]}, 400),
@@ -124,6 +124,11 @@ async def test_inputs_of_an_encoder(api: Any, post: Post) -> None:
 async def test_bad_requests(post: Post, rpc: str, body: Any, status: int) -> None:
     found, error = await post(rpc, body)
     assert found == error["code"] == status
+
+
+async def test_errors_of_inputs_are_those_of_the_family_that_knows_them(post: Post) -> None:
+    expected = "Input validation error: `inputs` cannot be empty"
+    assert await post("Tokenize", {"inputs": ""}) == (422, expected)
 
 
 async def test_facts(api: Any, post: Post) -> None:

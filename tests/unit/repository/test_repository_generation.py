@@ -144,8 +144,16 @@ def test_weights_and_devices_choose_the_runtime(models_of: Any) -> None:
 def test_what_callers_of_the_kserve_api_see(models_of: Any) -> None:
     write(models_of)
     completed = read(models_of).complete(Loaded((), (), "onnxruntime_onnx"))
-    assert [(t.name, t.datatype, t.dims) for t in completed.inputs] == [("text_input", "BYTES", (1,))]
-    assert [(t.name, t.datatype, t.dims) for t in completed.outputs] == [("text_output", "BYTES", (-1,))]
+    assert [(t.name, t.datatype, t.dims) for t in completed.inputs[:2]] == [
+        ("text_input", "BYTES", (1,)),
+        ("stream", "BOOL", (1,)),
+    ]
+    assert [tensor.name for tensor in completed.inputs if not tensor.optional] == ["text_input"]
+    assert [(t.name, t.datatype, t.dims) for t in completed.outputs[:2]] == [
+        ("text_output", "BYTES", (-1,)),
+        ("finish_reason", "BYTES", (-1,)),
+    ]
+    assert len(completed.config.input) == len(completed.inputs) == 31
     assert (completed.max_batch_size, completed.platform) == (0, "onnxruntime_onnx")
     assert completed.config.model_transaction_policy.decoupled
     assert not completed.config.HasField("dynamic_batching")

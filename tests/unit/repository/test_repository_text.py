@@ -24,6 +24,10 @@ def parameter(key: str, value: str) -> str:
     return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }} '
 
 
+def module(path: str, kind: str) -> dict[str, str]:
+    return {"path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
 def failure(models_of: Any) -> str:
     with pytest.raises(LoadFailedError) as caught:
         read(models_of)
@@ -104,6 +108,13 @@ def test_sentence_transformers_make_any_architecture_an_embedder(models_of: Any)
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 8}, "mean"),
         ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weighted_mean"),
+        ({"pooling_mode": "weightedmean", "include_prompt": True}, "weighted_mean"),
+        ({"pooling_mode": ["mean", "max"]}, "mean+max"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls+mean"),
     ],
 )
 def test_pooling_of_the_pooling_module(models_of: Any, config: dict[str, Any], pooling: str) -> None:
@@ -125,9 +136,14 @@ def test_pooling_of_the_pooling_module(models_of: Any, config: dict[str, Any], p
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "pooling pooling_mode_max_tokens is not supported"),
-        ({"1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}}, "pooling_mode_cls_token + pooling_mode_mean_tokens is not supported"),
-        ({"modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]}, "m/modules.json: module Dense ('2_Dense') changes the embeddings"),
+        ({"1_Pooling/config.json": {"pooling_mode_median": True}}, "pooling median is not supported"),
+        ({"1_Pooling/config.json": {"pooling_mode": ["cls", "median"]}}, "pooling cls + median is not supported"),
+        ({"1_Pooling/config.json": {"pooling_mode_cls_token": False}}, "pooling unknown is not supported"),
+        ({"1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False}, "config_sentence_transformers.json": {"prompts": {"a": "b"}}}, "include_prompt is false"),
+        ({"modules.json": [module("2_Dense", "Dense")]}, "m/modules.json: module Dense ('2_Dense') does not work on the pooled vector"),
+        ({"modules.json": [module("1_Pooling", "Pooling"), module("2_Normalize", "Normalize"), module("3_Dense", "Dense")]}, "module Dense ('3_Dense') does not work on the pooled vector"),
+        ({"modules.json": [module("1_Pooling", "Pooling"), module("2_Dense", "Dense")]}, "module Dense ('2_Dense') has no model.safetensors"),
+        ({"modules.json": [module("1_Pooling", "Pooling"), module("2_CNN", "CNN")]}, "module CNN ('2_CNN') changes the embeddings"),
         ({"modules.json": [{"path": "../x", "type": "sentence_transformers.models.Pooling"}]}, "path '../x' leads out of the folder"),
         ({"config.json": ["a"]}, "m/config.json: expected an object at the top"),
         ({"config.json": {**CLASSIFIER, "id2label": {"0": "a", "2": "b"}}}, "m/config.json: id2label: the indices must be 0 to 1"),
@@ -255,3 +271,41 @@ def test_links_out_of_the_repository_are_refused(models_of: Any, tmp_path: Any) 
     (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     (folder / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
     assert "m/tokenizer.json is a link that leads out" in failure(models_of)
+
+
+@pytest.mark.parametrize(
+    ("config", "logits"),
+    [
+        ({}, False),
+        ({"problem_type": "single_label_classification"}, False),
+        ({"problem_type": "regression"}, True),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, True),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, False),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, True),
+        (
+            {
+                "sentence_transformers": {
+                    "activation_fn": "torch.nn.modules.activation.Sigmoid",
+                    "version": "5",
+                }
+            },
+            False,
+        ),
+        ({"sentence_transformers": None, "sbert_ce_default_activation_function": None}, False),
+    ],
+)
+def test_cross_encoders_whose_scores_are_logits(models_of: Any, config: dict[str, Any], logits: bool) -> None:
+    classifier = {**CLASSIFIER, "id2label": {"0": "LABEL_0"}, **config}
+    models_of.text("m", {"config.json": classifier}, head="logits", width=1)
+    settings = read(models_of).text
+    assert settings is not None
+    assert settings.logits is logits
+
+
+def test_the_chat_template_of_an_embedder(models_of: Any) -> None:
+    config = {"chat_template": "{{ messages[0].content }}", "cls_token": "[CLS]"}
+    models_of.text("m", {"tokenizer_config.json": config})
+    settings = read(models_of).text
+    assert settings is not None
+    assert settings.chat_templates == {"default": config["chat_template"]}
+    assert settings.special_tokens["cls_token"] == "[CLS]"

@@ -110,7 +110,11 @@ def test_parameters_are_typed_and_the_rest_goes_to_the_runtime() -> None:
     ("key", "value", "expected"),
     [
         ("task", "sing", "expected tensors, embed, classify, rerank, predict, generate"),
-        ("pooling", "max", "expected mean or cls or last or splade"),
+        (
+            "pooling",
+            "median",
+            "unknown pooling 'median'; expected splade, or of cls, max, mean, mean_sqrt, weighted_mean, last one or several, joined by +",
+        ),
         ("default", "perhaps", "expected true or false"),
         ("max_sequence_length", "0", "expected a whole number of at least 1"),
         ("max_batch_tokens", "many", "expected a whole number of at least 1"),

@@ -1,0 +1,78 @@
+"""The shapes of the JSON bodies that REST routes take, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from headrace.server.codecs.oicm import ClassifyBody
+from headrace.server.codecs.openai_chat import ChatBody
+from headrace.server.codecs.openai_completions import CompletionBody
+from headrace.server.codecs.openai_responses import ResponsesBody
+from headrace.server.codecs.openai_sampling import SamplingBody
+from headrace.server.codecs.openai_structured import StructureBody
+from headrace.server.codecs.openai_tools import ToolsBody
+from headrace.server.codecs.tei import DecodeBody, EmbedBody, PredictBody, RerankBody, SimilarityBody
+from headrace.server.codecs.tgi import GenerateBody
+from headrace.server.codecs.vllm import DetokenizeBody, InputsBody, TokenizeBody
+from headrace.server.codecs.vllm_demo import DemoBody
+from headrace.server.codecs.vllm_pooling import PoolingBody, TextsBody
+from headrace.server.codecs.vllm_scores import ScoringBody
+
+Form = tuple[type, ...]
+"""Structures whose fields stand side by side in one object."""
+
+
+class RankBody(msgspec.Struct):
+    """A query and documents in the shape of Cohere, Jina and vLLM."""
+
+    query: str
+    documents: list[str | dict[str, Any]]
+
+
+class PairsBody(msgspec.Struct):
+    """Pairs to score: one text or several, and those that each is compared with."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
+_CHAT: Final[Form] = (ChatBody, SamplingBody, ToolsBody, StructureBody)
+_COMPLETION: Final[Form] = (CompletionBody, SamplingBody, StructureBody)
+_EMBEDDING: Final[Form] = (TextsBody, PoolingBody)
+
+BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
+    {
+        "EndpointService.Invoke": ((GenerateBody,), _CHAT, _COMPLETION, (EmbedBody,), (PredictBody,)),
+        "EndpointService.Run": (
+            (GenerateBody,),
+            (EmbedBody,),
+            (PredictBody,),
+            (SimilarityBody,),
+            (RerankBody,),
+        ),
+        "OicmService.Classify": ((ClassifyBody,), _EMBEDDING),
+        "OpenaiGenerationService.CreateChatCompletion": (_CHAT,),
+        "OpenaiGenerationService.CreateCompletion": (_COMPLETION,),
+        "OpenaiResponsesService.CreateResponse": ((ResponsesBody,),),
+        "OpenaiService.CreateEmbedding": (_EMBEDDING,),
+        "TeiService.Embed": ((EmbedBody,),),
+        "TeiService.Predict": ((PredictBody,),),
+        "TeiService.Rerank": ((RerankBody,), (RankBody, ScoringBody, PoolingBody)),
+        "TeiVectorsService.Decode": ((DecodeBody,),),
+        "TeiVectorsService.EmbedAll": ((EmbedBody,),),
+        "TeiVectorsService.EmbedSparse": ((EmbedBody,),),
+        "TeiVectorsService.Similarity": ((SimilarityBody,),),
+        "TgiService.ChatTokenize": ((TokenizeBody,),),
+        "TgiService.Generate": ((GenerateBody,), (DemoBody, SamplingBody, StructureBody)),
+        "TgiService.GenerateStream": ((GenerateBody,),),
+        "VllmPoolingService.Pooling": (_EMBEDDING,),
+        "VllmPoolingService.Score": ((PairsBody, ScoringBody, PoolingBody),),
+        "VllmService.Detokenize": ((DetokenizeBody,),),
+        "VllmService.Tokenize": ((TokenizeBody,), (InputsBody,)),
+    }
+)
+"""``Service.Rpc`` → the forms that its body may have; routes that are not here take any JSON."""

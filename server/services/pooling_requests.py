@@ -1,0 +1,238 @@
+"""What the bodies of vLLM's pooling routes ask for, once they are parsed: shared by its services."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace.server.codecs import vllm_pooling_answers as answers
+from headrace.server.codecs.http_headers import compute_headers, retry_headers
+from headrace.server.codecs.json_body import convert
+from headrace.server.codecs.openai_identity import Identity, identity
+from headrace.server.codecs.openai_requests import default_model, request_id
+from headrace.server.codecs.text_inputs import check_count
+from headrace.server.codecs.vector_formats import VectorFormat, vector_format
+from headrace.server.codecs.vectors import json_embeddings
+from headrace.server.codecs.vllm_pooling import PoolingBody, pooling_task, read_inputs, reading
+from headrace.server.codecs.vllm_scores import ScoringBody, read_documents, read_pairs, results_json
+from headrace.server.repository.model import Task
+from headrace.server.services.call import Call, HttpReply
+from headrace.server.tasks.chat import chat_texts
+from headrace.server.tasks.classify import Classifications, ClassifyOptions, classify
+from headrace.server.tasks.embed import EmbedOptions, checked_dimensions, embed
+from headrace.server.tasks.offload import call_by_size
+from headrace.server.tasks.rerank import RerankOptions, rerank
+from headrace.server.tasks.score import ScoreOptions, score
+from headrace.server.tasks.text_models import text_settings
+from headrace.server.tasks.token_vectors import embed_tokens, unit_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from headrace.server.codecs.vllm_pooling import Read, Reading
+    from headrace.server.errors import HeadraceError
+    from headrace.server.repository.model import Model, TextSettings
+    from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.chat_templates import ChatTemplates
+    from headrace.server.tasks.text_encoding import Text
+    from headrace.server.tasks.tokenization import Tokenizing
+
+VLLM: Final = "vllm"
+"""What ``Call.form`` is for a body of these routes on a path that has others too."""
+SCORING: Final = (Task.RERANK, Task.EMBED, Task.CLASSIFY)
+LABELLING: Final = (Task.CLASSIFY, Task.RERANK)
+BINARY: Final = "application/octet-stream"
+
+
+class PoolingRequests:
+    """Answers parsed bodies of embeddings, classification, scores, ranking and pooling as vLLM does.
+
+    Every method takes the JSON object of the body, sets ``call.model`` and raises
+    :class:`~headrace.server.errors.InvalidJsonError` for a wrong shape,
+    :class:`~headrace.server.errors.InvalidArgumentError` for an option that is out of range, what
+    :meth:`Repository.resolve` raises, and what the task raises.
+
+    Args:
+        repository: the models.
+        tokenizing: threads for tokenising and encoding.
+        templates: compiled chat templates, for inputs that are conversations.
+        max_inputs: most inputs, or pairs, of one request; 2048 is OpenAI's own limit for embeddings.
+        max_documents: most documents of one ranking.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        tokenizing: Tokenizing,
+        templates: ChatTemplates,
+        max_inputs: int = 2048,
+        max_documents: int = 1000,
+    ) -> None:
+        self._repository = repository
+        self._tokenizing = tokenizing
+        self._templates = templates
+        self._max_inputs = max_inputs
+        self._max_documents = max_documents
+
+    async def embeddings(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Embed texts, token ids or conversations; inputs that are too long are cut."""
+        body = convert(value, PoolingBody, strict=False)
+        read = read_inputs(value, self._max_inputs)
+        form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
+        model = self._resolve(call, body.model, Task.EMBED)
+        how = reading(body, _settings(model).max_tokens, truncate=True)
+        inputs = await self._texts(model, read)
+        result = await embed(self._tokenizing, model, inputs, _embed_options(body, how, read))
+        answer = self._identity("embd-", model, call)
+        return await self._vectors(list(result.vectors), result.token_counts, form, answer, "embedding")
+
+    async def classify(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Give the probability of every class for texts, token ids or conversations."""
+        body = convert(value, PoolingBody, strict=False)
+        read = read_inputs(value, self._max_inputs)
+        model = self._resolve(call, body.model, *LABELLING)
+        inputs, result = await self._labels(body, read, model)
+        answer = answers.classes_json(result, self._identity("classify-", model, call))
+        return HttpReply(answer, headers=compute_headers(inputs, result.token_counts, result.timings))
+
+    async def score(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Score pairs of texts."""
+        body = convert(value, PoolingBody, strict=False)
+        scoring = convert(value, ScoringBody, strict=False)
+        firsts, seconds = read_pairs(value)
+        check_count(max(len(firsts), len(seconds)), self._max_inputs)
+        model = self._resolve(call, body.model, *SCORING)
+        how = reading(body, _settings(model).max_tokens, truncate=scoring.cuts)
+        options = ScoreOptions(
+            raw_scores=_gives_logits(body, model),
+            truncate=how.truncate,
+            direction=how.direction,
+            limit=how.limit,
+            first_limit=scoring.query_limit,
+            second_limit=scoring.text_limit,
+        )
+        result = await score(self._tokenizing, model, firsts, seconds, options)
+        answer = self._identity("score-", model, call)
+        headers = compute_headers([*firsts, *seconds], result.token_counts, result.timings)
+        return HttpReply(answers.scores_json(result.values, result.token_counts, answer), headers=headers)
+
+    async def rank(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Order ``documents`` by their relevance to ``query``."""
+        body = convert(value, PoolingBody, strict=False)
+        scoring = convert(value, ScoringBody, strict=False)
+        documents = read_documents(value, scoring)
+        check_count(len(documents.texts), self._max_documents)
+        model = self._resolve(call, body.model, *SCORING)
+        how = reading(body, _settings(model).max_tokens, truncate=scoring.cuts)
+        options = RerankOptions(
+            raw_scores=_gives_logits(body, model),
+            top_n=scoring.best,
+            truncate=how.truncate,
+            direction=how.direction,
+            limit=how.limit,
+            query_limit=scoring.query_limit,
+            text_limit=scoring.text_limit,
+        )
+        result = await rerank(self._tokenizing, model, documents.query, documents.texts, options)
+        answer = self._identity("rerank-", model, call)
+        headers = compute_headers([documents.query, *documents.texts], result.token_counts, result.timings)
+        with_documents = scoring.return_documents is not False
+        return HttpReply(results_json(result, documents, answer, echo=with_documents), headers=headers)
+
+    async def pooling(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Give what the model's pooler makes of each input: token vectors, one vector, or probabilities."""
+        body = convert(value, PoolingBody, strict=False)
+        read = read_inputs(value, self._max_inputs)
+        form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
+        model = self._resolve(call, body.model, Task.EMBED, *LABELLING)
+        task = pooling_task(body.task, model.task, sparse=_settings(model).sparse)
+        rows: Sequence[NDArray[np.float32]]
+        if task == "classify":
+            _, labels = await self._labels(body, read, model)
+            rows, counts = list(labels.by_class()), labels.token_counts
+        else:
+            how = reading(body, _settings(model).max_tokens)
+            options = _embed_options(body, how, read)
+            inputs = await self._texts(model, read)
+            if task == "embed":
+                whole = await embed(self._tokenizing, model, inputs, options)
+                rows, counts = list(whole.vectors), whole.token_counts
+            else:
+                dimensions = checked_dimensions(model, body.dimensions)
+                tokens = await embed_tokens(self._tokenizing, model, inputs, options)
+                counts = tokens.token_counts
+                rows = await call_by_size(
+                    self._tokenizing, sum(row.nbytes for row in tokens.vectors),
+                    unit_tokens, tokens.vectors, dimensions, normalize=body.use_activation is not False,
+                )  # fmt: skip
+        return await self._vectors(rows, counts, form, self._identity("pool-", model, call), "pooling")
+
+    async def _labels(
+        self, body: PoolingBody, read: Read, model: Model
+    ) -> tuple[Sequence[Text], Classifications]:
+        how = reading(body, _settings(model).max_tokens)
+        options = ClassifyOptions(
+            raw_scores=_gives_logits(body, model),
+            truncate=how.truncate,
+            direction=how.direction,
+            limit=how.limit,
+            special=read.special,
+        )
+        inputs = await self._texts(model, read)
+        return inputs, await classify(self._tokenizing, model, inputs, options)
+
+    async def _texts(self, model: Model, read: Read) -> Sequence[Text]:
+        return read.texts or await chat_texts(self._tokenizing, self._templates, model, read.chats)
+
+    async def _vectors(
+        self,
+        rows: Sequence[NDArray[np.float32]],
+        token_counts: Sequence[int],
+        form: VectorFormat,
+        answer: Identity,
+        kind: str,
+    ) -> HttpReply:
+        size = sum(row.nbytes for row in rows)
+        if form.binary:
+            packed, headers = await call_by_size(
+                self._tokenizing, size, answers.vectors_bytes, rows, form, answer, token_counts
+            )
+            return HttpReply(packed, BINARY, headers=headers)
+        field = "data" if kind == "pooling" else kind
+        data = await call_by_size(self._tokenizing, size, json_embeddings, rows, form, kind=kind, field=field)
+        return HttpReply(answers.list_json(answer, data, token_counts))
+
+    def _resolve(self, call: Call, name: str | None, *tasks: Task) -> Model:
+        model = call.model = self._repository.resolve(call.model_id or default_model(name), *tasks)
+        return model
+
+    def _identity(self, prefix: str, model: Model, call: Call) -> Identity:
+        return identity(prefix, model.name, "", request_id(None, call.headers))
+
+
+def _settings(model: Model) -> TextSettings:
+    return text_settings(model, fits=True, purpose="a text encoder")
+
+
+def _gives_logits(body: PoolingBody, model: Model) -> bool:
+    """Whether scores are logits: the body says so, or the model's own configuration, as vLLM reads it."""
+    return body.use_activation is False or (body.use_activation is None and _settings(model).logits)
+
+
+def _embed_options(body: PoolingBody, how: Reading, read: Read) -> EmbedOptions:
+    return EmbedOptions(
+        normalize=body.use_activation,
+        dimensions=body.dimensions,
+        truncate=how.truncate,
+        direction=how.direction,
+        limit=how.limit,
+        special=read.special,
+    )
+
+
+def error_reply(error: HeadraceError) -> HttpReply:
+    """Answer with vLLM's error object."""
+    status, body = answers.error_json(error)
+    return HttpReply(body, status=status, headers=retry_headers(status))
