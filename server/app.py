@@ -21,6 +21,7 @@ import structlog
 from grpc_reflection.v1alpha import reflection
 
 from headrace.envoy.options import BootstrapOptions
+from headrace.server.access import Access
 from headrace.server.config import Settings
 from headrace.server.interceptors import Interceptors
 from headrace.server.proxy import EnvoyError, EnvoyProcess
@@ -128,8 +129,9 @@ class App:
             self._metrics,
             lambda: self._serving,
         )
+        access = Access(key.get_secret_value() for key in self.settings.api_keys)
         self._server.add_generic_rpc_handlers(
-            tuple(registry.handlers(dependencies, Interceptors(self._requests)))
+            tuple(registry.handlers(dependencies, Interceptors(self._requests, access)))
         )
         self._health.register(self._server)
         reflected = [*names, "grpc.health.v1.Health", reflection.SERVICE_NAME]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -71,7 +71,12 @@ class Settings(BaseSettings):
     )
     envoy: bool = Field(default=True, description="Run Envoy; without it there is gRPC only.")
     allow_anonymous: bool = Field(
-        default=False, description="Permit listening on addresses other than loopback without access tokens."
+        default=False, description="Permit listening on addresses other than loopback without keys."
+    )
+    api_keys: list[SecretStr] = Field(
+        default=[],
+        description="Keys, one of which each request has to bring as `Authorization: Bearer KEY`; health, "
+        "metrics, `/info`, the models and the documentation stay open. None: everybody may call.",
     )
     cors_allow_origins: list[str] = Field(
         default=["*"], description="Origins that browsers may call from; empty for none."
@@ -148,10 +153,10 @@ class Settings(BaseSettings):
     def _loopback_or_allowed(self) -> Settings:
         for field in ("grpc_host", "http_host"):
             host = getattr(self, field)
-            if host not in LOOPBACK and not self.allow_anonymous:
+            if host not in LOOPBACK and not self.allow_anonymous and not self.api_keys:
                 msg = (
                     f"{field} is '{host}', which others can reach, and there is no authentication; "
-                    "listen on 127.0.0.1 or say allow_anonymous: true (--allow-anonymous)"
+                    "listen on 127.0.0.1, set api_keys, or say allow_anonymous: true (--allow-anonymous)"
                 )
                 raise ValueError(msg)
         return self

@@ -17,6 +17,7 @@
     │   ├── InputTooLongError       … more tokens than the model takes
     │   └── BatchTooLargeError      … more items than one request may carry
     ├── PayloadTooLargeError        more bytes than the server takes
+    ├── UnauthenticatedError        no valid API key
     ├── UnsupportedError            understood, but not offered
     ├── QueueFullError              no room in the model's queue
     ├── QueueTimeoutError           waited in the queue longer than its policy allows
@@ -110,6 +111,10 @@ class PayloadTooLargeError(HeadraceError):
     """More bytes than the server takes."""
 
 
+class UnauthenticatedError(HeadraceError):
+    """The caller has no valid API key."""
+
+
 class UnsupportedError(HeadraceError):
     """Understood, but not offered."""
 
@@ -171,6 +176,7 @@ STATUSES: Final[Mapping[type, Status]] = MappingProxyType(
         PayloadTooLargeError: Status(
             _Code.RESOURCE_EXHAUSTED, ErrorReason.ERROR_REASON_PAYLOAD_TOO_LARGE, 413
         ),
+        UnauthenticatedError: Status(_Code.UNAUTHENTICATED, ErrorReason.ERROR_REASON_UNAUTHENTICATED, 401),
         UnsupportedError: Status(_Code.UNIMPLEMENTED, ErrorReason.ERROR_REASON_UNSUPPORTED, 501),
         QueueFullError: Status(_Code.RESOURCE_EXHAUSTED, ErrorReason.ERROR_REASON_QUEUE_FULL, 429),
         QueueTimeoutError: Status(_Code.UNAVAILABLE, ErrorReason.ERROR_REASON_QUEUE_TIMEOUT, 503),

@@ -22,6 +22,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from headrace.errors.v1.errors_pb2 import ErrorReason
+from headrace.server.access import Access
 from headrace.server.errors import (
     HeadraceError,
     InvalidArgumentError,
@@ -61,12 +62,6 @@ def decode_message(message: type[Message], data: bytes) -> Message | Undecodable
         return Undecodable()
 
 
-def _check(request: object) -> None:
-    if isinstance(request, Undecodable):
-        msg = "the request is not a valid message: a field is malformed or not UTF-8"
-        raise InvalidArgumentError(msg)
-
-
 class Facade(Protocol):
     """A REST facade service: it knows its family's error body."""
 
@@ -79,10 +74,12 @@ class Interceptors:
 
     Args:
         metrics: where finished requests are counted.
+        access: who may call.
     """
 
-    def __init__(self, metrics: RequestMetrics) -> None:
+    def __init__(self, metrics: RequestMetrics, access: Access | None = None) -> None:
         self._metrics = metrics
+        self._access = access
         prefix = secrets.token_hex(8)
         self._ids = (f"{prefix}-{number:08x}" for number in itertools.count(1))
 
@@ -100,7 +97,7 @@ class Interceptors:
             start = self._begin()
             code = "OK"
             try:
-                _check(request)
+                self._admit(request, call, name)
                 response = await method(request, call)
                 context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
             except asyncio.CancelledError:
@@ -134,7 +131,7 @@ class Interceptors:
             start = self._begin()
             code = "OK"
             try:
-                _check(request)
+                self._admit(request, call, name)
                 # Closed at once when the stream is dropped, not whenever the generator is collected.
                 async with contextlib.aclosing(method(request, call)) as responses:
                     async for response in responses:
@@ -170,7 +167,7 @@ class Interceptors:
             code = "OK"
             try:
                 try:
-                    _check(request)
+                    self._admit(request, call, name)
                     async with deadline(call):
                         reply = await method(request, call)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
@@ -209,7 +206,7 @@ class Interceptors:
                 try:
                     limit = deadline(call)
                     async with limit:
-                        _check(request)
+                        self._admit(request, call, name)
                         reply = await method(request, call)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it has the family's shape
                     failure = self._domain(error, call)
@@ -241,6 +238,14 @@ class Interceptors:
                 self._end(call, name, code, start)
 
         return handle
+
+    def _admit(self, request: object, call: Call, name: str) -> None:
+        """Refuse callers without a key, and requests that could not be read."""
+        if self._access is not None:
+            self._access.check(call.protocol, name, call.headers)
+        if isinstance(request, Undecodable):
+            msg = "the request is not a valid message: a field is malformed or not UTF-8"
+            raise InvalidArgumentError(msg)
 
     def _begin(self) -> float:
         self._metrics.active += 1

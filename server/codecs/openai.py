@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from headrace.server.codecs.json_body import encode
 from headrace.server.codecs.tei import error_kind
@@ -14,6 +14,7 @@ from headrace.server.errors import (
     ModelNotFoundError,
     QueueFullError,
     TaskNotSupportedError,
+    UnauthenticatedError,
     status_of,
 )
 
@@ -75,15 +76,18 @@ def error_json(error: HeadraceError, *, embeddings: bool) -> tuple[int, bytes]:
 
 def _classified(error: HeadraceError) -> tuple[int, str, str | None]:
     """Return status, type and code."""
-    match error:
-        case InputTooLongError():
-            return 400, "invalid_request_error", "context_length_exceeded"
-        case InvalidArgumentError():
-            return 400, "invalid_request_error", None
-        case ModelNotFoundError():
-            return 404, "invalid_request_error", "model_not_found"
-        case TaskNotSupportedError():
-            return 400, "invalid_request_error", "task_not_supported"
-        case QueueFullError():
-            return 429, "rate_limit_error", "rate_limit_exceeded"
+    for known, status, kind, code in _CLASSES:
+        if isinstance(error, known):
+            return status, kind, code
     return status_of(error).http, "server_error", None
+
+
+_INVALID: Final = "invalid_request_error"
+_CLASSES: Final = (
+    (InputTooLongError, 400, _INVALID, "context_length_exceeded"),
+    (InvalidArgumentError, 400, _INVALID, None),
+    (UnauthenticatedError, 401, _INVALID, "invalid_api_key"),
+    (ModelNotFoundError, 404, _INVALID, "model_not_found"),
+    (TaskNotSupportedError, 400, _INVALID, "task_not_supported"),
+    (QueueFullError, 429, "rate_limit_error", "rate_limit_exceeded"),
+)

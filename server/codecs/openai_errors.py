@@ -17,6 +17,7 @@ from headrace.server.errors import (
     QueueTimeoutError,
     ServerDrainingError,
     TaskNotSupportedError,
+    UnauthenticatedError,
     UnsupportedError,
     WorkerCrashedError,
     status_of,
@@ -25,6 +26,7 @@ from headrace.server.errors import (
 _TYPES: Final = (
     (InvalidArgumentError, 400, "BadRequestError"),
     (TaskNotSupportedError, 400, "BadRequestError"),
+    (UnauthenticatedError, 401, "AuthenticationError"),
     (ModelNotFoundError, 404, "NotFoundError"),
     (PayloadTooLargeError, 413, "PayloadTooLargeError"),
     (UnsupportedError, 501, "NotImplementedError"),
