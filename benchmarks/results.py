@@ -158,7 +158,10 @@ def relate_to_peers(points: Sequence[PointResult]) -> None:
         if point.peer or not others:
             continue
         for number, measured in enumerate(point.rounds):
-            theirs = {each.route: each.rounds[number] for each in others}
+            # a peer that answered nothing in a short span is no measure
+            theirs = {each.route: each.rounds[number] for each in others if _speed(each.rounds[number]) > 0}
+            if not theirs:
+                continue
             measured.of = {name: _speed(measured) / _speed(each) for name, each in theirs.items()}
             measured.of_peers = min(measured.of.values())
             measured.p99_of_peers = measured.p99_ms / min(each.p99_ms for each in theirs.values())

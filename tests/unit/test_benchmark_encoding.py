@@ -280,6 +280,18 @@ def test_we_are_related_to_the_fastest_peer_of_each_round() -> None:
     assert fast.rounds[0].of_peers is None
 
 
+def test_a_peer_that_answered_nothing_is_no_measure() -> None:
+    points = a_scenario().points
+    for each in (points[2].rounds[0], points[3].rounds[0], points[3].rounds[1]):
+        each.rate, each.of_raw = 0.0, None
+    for each in points[0].rounds:
+        each.of_peers = None
+    results.relate_to_peers(points)
+    first, second = points[0].rounds
+    assert first.of_peers is None
+    assert set(second.of or {}) == {"triton"}
+
+
 def test_tables_show_peers_and_why_others_are_missing() -> None:
     section = table.section(a_scenario())
     assert {"÷ best peer", "p99 ÷ best", "CPU peer"} <= set(section.head)
