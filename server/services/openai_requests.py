@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from headrace.server.codecs import oicm_chat
@@ -18,6 +17,7 @@ from headrace.server.repository.model import Model, Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.tasks.bad_words import bad_word_ids
 from headrace.server.tasks.generate import Generating, generation_settings
+from headrace.server.tasks.merge import started
 
 if TYPE_CHECKING:
     from headrace.server.codecs.openai_sampling import Wanted
@@ -71,14 +71,7 @@ class OpenaiRequests:
         self, model: Model, prompts: Sequence[Prompt], chosen: GenerationOptions
     ) -> list[TextStream]:
         """Start all prompts, or none when one is refused."""
-        streams: list[TextStream] = []
-        async with AsyncExitStack() as cleanup:
-            for prompt in prompts:
-                stream = await self.generating.start(model, prompt, chosen)
-                cleanup.push_async_callback(stream.aclose)
-                streams.append(stream)
-            cleanup.pop_all()
-        return streams
+        return await started(prompts, lambda prompt: self.generating.start(model, prompt, chosen))
 
 
 def error_reply(error: HeadraceError, surface: str = "") -> HttpReply:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from headrace.server.codecs.http_headers import retry_headers
@@ -29,7 +28,7 @@ from headrace.server.repository.model import Model, Task
 from headrace.server.services.call import SSE_HEADERS, Call, HttpReply, HttpStream
 from headrace.server.services.streams import primed
 from headrace.server.tasks.generate import Generating, generation_settings
-from headrace.server.tasks.merge import completed
+from headrace.server.tasks.merge import completed, started
 from headrace.server.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -135,21 +134,18 @@ class TgiRequests:
         check_body(body, self.limits, total, stream=stream)
         options = generate_options(given, total, request_id(None, call.headers) or "", stream=stream)
         prompt = Prompt(body.inputs, truncate=given.truncate)
-        streams: list[TextStream] = []
-        async with AsyncExitStack() as cleanup:
-            for _ in range(best_of(given)):
-                try:
-                    started = await self._generating.start(
-                        model, prompt, options, cap=given.max_new_tokens is None, received=received
-                    )
-                except InputTooLongError as error:
-                    raise too_long(error, given.max_new_tokens) from None
-                except RequestRefusedError as error:  # the engine cannot compile the grammar
-                    raise refused(error.message) from None
-                cleanup.push_async_callback(started.aclose)
-                streams.append(started)
-            cleanup.pop_all()
-        return streams, model
+
+        async def start(_: int) -> TextStream:
+            try:
+                return await self._generating.start(
+                    model, prompt, options, cap=given.max_new_tokens is None, received=received
+                )
+            except InputTooLongError as error:
+                raise too_long(error, given.max_new_tokens) from None
+            except RequestRefusedError as error:  # the engine cannot compile the grammar
+                raise refused(error.message) from None
+
+        return await started(range(best_of(given)), start), model
 
 
 def error_reply(error: HeadraceError) -> HttpReply:

@@ -1,16 +1,38 @@
-"""Several running generation requests read as one."""
+"""Several generation requests started and read as one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, TypeVar
 
 from headrace.server.tasks.text_stream import complete
 
 if TYPE_CHECKING:
     from headrace.server.tasks.generation import Delta, Generation
     from headrace.server.tasks.text_stream import TextStream
+
+
+ItemT = TypeVar("ItemT")
+
+
+async def started(
+    items: Iterable[ItemT], start: Callable[[ItemT], Awaitable[TextStream]]
+) -> list[TextStream]:
+    """Start a request for each item, one after the other, or none when one is refused.
+
+    Raises:
+        HeadraceError: what ``start`` raises; streams that had begun are closed.
+    """
+    streams: list[TextStream] = []
+    async with AsyncExitStack() as cleanup:
+        for item in items:
+            stream = await start(item)
+            cleanup.push_async_callback(stream.aclose)
+            streams.append(stream)
+        cleanup.pop_all()
+    return streams
 
 
 async def merged(streams: Sequence[TextStream]) -> AsyncGenerator[tuple[int, Delta], None]:
