@@ -70,6 +70,38 @@ class Point:
     clients: int
 
 
+_EMBED: Final = (
+    Route("grpc", "embed-grpc"),
+    Route("rest", "embed-openai"),
+    Route("rest-tei", "embed-tei", (32,)),
+)
+
+
+def _encoding(
+    name: str,
+    title: str,
+    routes: tuple[Route, ...],
+    *,
+    workload: str = "texts",
+    items: int = 1,
+    peer_clients: tuple[int, ...] = CLIENTS,
+) -> Scenario:
+    """Return a scenario of MiniLM beside its peers."""
+    return Scenario(
+        name=name,
+        title=title,
+        model="minilm",
+        workload=workload,
+        items=items,
+        unit="texts",
+        reference="raw",
+        batches=(1, 2, 4, 8, 16, 32),
+        routes=routes,
+        peers=tuple(PEERS),
+        peer_clients=peer_clients,
+    )
+
+
 SCENARIOS: Final = (
     Scenario(
         name="tiny",
@@ -82,56 +114,26 @@ SCENARIOS: Final = (
         batches=(),
         routes=(Route("grpc", "addsub-grpc"), Route("rest", "addsub-rest")),
     ),
-    Scenario(
-        name="encoding-1",
-        title="MiniLM, seeded mix of 5-250 tokens, one text a request",
-        model="minilm",
-        workload="texts",
-        items=1,
-        unit="texts",
-        reference="raw",
-        batches=(1, 2, 4, 8, 16, 32),
-        routes=(
+    _encoding(
+        "encoding-1",
+        "MiniLM, seeded mix of 5-250 tokens, one text a request",
+        (
             Route("grpc", "embed-grpc"),
             Route("grpc-infer", "infer-text", (32,)),
             Route("rest", "embed-openai"),
             Route("rest-float", "embed-openai-float", (32,)),
             Route("rest-tei", "embed-tei"),
         ),
-        peers=tuple(PEERS),
     ),
-    Scenario(
-        name="encoding-32",
-        title="MiniLM, seeded mix of 5-250 tokens, 32 texts a request",
-        model="minilm",
-        workload="texts",
+    _encoding(
+        "encoding-32",
+        "MiniLM, seeded mix of 5-250 tokens, 32 texts a request",
+        _EMBED,
         items=32,
-        unit="texts",
-        reference="raw",
-        batches=(1, 2, 4, 8, 16, 32),
-        routes=(
-            Route("grpc", "embed-grpc"),
-            Route("rest", "embed-openai"),
-            Route("rest-tei", "embed-tei", (32,)),
-        ),
-        peers=tuple(PEERS),
         peer_clients=(1, 8),
     ),
-    Scenario(
-        name="encoding-short",
-        title="MiniLM, queries of 5-15 tokens, one text a request",
-        model="minilm",
-        workload="queries",
-        items=1,
-        unit="texts",
-        reference="raw",
-        batches=(1, 2, 4, 8, 16, 32),
-        routes=(
-            Route("grpc", "embed-grpc"),
-            Route("rest", "embed-openai"),
-            Route("rest-tei", "embed-tei", (32,)),
-        ),
-        peers=tuple(PEERS),
+    _encoding(
+        "encoding-short", "MiniLM, queries of 5-15 tokens, one text a request", _EMBED, workload="queries"
     ),
     Scenario(
         name="image",
