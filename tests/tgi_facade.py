@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
-from google.api.httpbody_pb2 import HttpBody
+from rest_call import Context, post_streamed
 from scripted_generation import OneModel, ScriptedGenerator, byte_tokenizer, scripted_model, token_id
 
 from headrace.server.codecs.tgi_limits import TgiLimits
 from headrace.server.errors import HeadraceError
-from headrace.server.interceptors import Interceptors
 from headrace.server.repository.model import SamplingDefaults
 from headrace.server.services.call import Call
 from headrace.server.services.tgi import TgiService
 from headrace.server.services.tgi_requests import TgiRequests
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
-from headrace.server.telemetry.requests import RequestMetrics
 
 CONTEXT = 64
 TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content }}"
     "{%- if not loop.last or add_generation_prompt %}{{ '<|im_end|>\\n' }}{% endif -%}{% endfor -%}"
 )
-
-
-class Context:
-    """The part of grpc's context that the interceptors and :class:`Call` use."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = tuple(headers.items())
-        self.sent: dict[str, str] = {}
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._headers
-
-    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self.sent |= dict(metadata)
 
 
 @dataclass
@@ -119,15 +101,10 @@ class Facade:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Call a method with a JSON body; bytes are sent as they are."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        context = Context(headers or {})
-        handle = Interceptors(RequestMetrics()).facade_stream(
-            "tgi", rpc, getattr(self.service, rpc), self.service
+        status, pieces, sent, kind = await post_streamed(
+            self.service, rpc, body, protocol="tgi", content_type=content_type, headers=headers
         )
-        request: Any = SimpleNamespace(body=HttpBody(content_type=content_type, data=data))
-        replies = [reply async for reply in handle(request, context)]  # type: ignore[arg-type]
-        status = int(context.sent.pop("x-http-status", "200"))
-        return Reply(status, b"".join(reply.data for reply in replies), context.sent, replies[0].content_type)
+        return Reply(status, b"".join(pieces), sent, kind)
 
     async def generate(self, inputs: Any = "hi", **parameters: Any) -> Reply:
         """``/generate`` with these parameters."""
@@ -139,7 +116,7 @@ class Facade:
 
     def call(self, headers: Mapping[str, str] | None = None) -> Call:
         """One RPC, for the methods that services share."""
-        context: Any = Context(headers or {})
+        context: Any = Context(headers)
         return Call(context, "tgi")
 
 

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
+from rest_call import Context
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -216,20 +217,6 @@ class Models:
         return lookup.ready(self.entries)
 
 
-class Context:
-    """The part of grpc's context that the interceptors use."""
-
-    def __init__(self, headers: dict[str, str]) -> None:
-        self._headers = tuple(headers.items())
-        self.sent: dict[str, str] = {}
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._headers
-
-    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self.sent |= dict(metadata)
-
-
 @dataclass
 class Answer:
     """What a REST client would see."""
@@ -252,10 +239,10 @@ class Rest:
         self._interceptors = Interceptors(RequestMetrics())
 
     async def call(self, rpc: str, request: Any, headers: dict[str, str] | None = None) -> Answer:
-        context = Context(headers or {})
+        context: Any = Context(headers)
         handle = self._interceptors.facade("test", rpc, getattr(self.service, rpc), self.service)
-        reply = await handle(request, context)  # type: ignore[arg-type]
-        status = int(context.sent.pop("x-http-status", "200"))
+        reply = await handle(request, context)
+        status = context.status()
         assert status == 200 or reply.content_type == "application/json"
         return Answer(status, reply.data, context.sent, reply.content_type)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
+from rest_call import post_streamed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -27,7 +26,6 @@ from headrace.runtimes.generation.messages import (
 )
 from headrace.runtimes.generation.parameters import Sampling
 from headrace.server.errors import HeadraceError, QueueFullError
-from headrace.server.interceptors import Interceptors
 from headrace.server.repository import lookup
 from headrace.server.repository.lifecycle import Entry, Generation, VersionStatus
 from headrace.server.repository.model import GenerationSettings, Model, SamplingDefaults, Task
@@ -39,7 +37,6 @@ from headrace.server.services.vllm import VllmService
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.generation import GenerationStatistics
-from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.telemetry.statistics import ModelStatistics
 
 SPECIAL = ["<bos>", "<|im_start|>", "<|im_end|>"]
@@ -203,20 +200,6 @@ class Repository:
         return lookup.ready(self.entries)
 
 
-class Context:
-    """The part of grpc's context that the interceptors use."""
-
-    def __init__(self, headers: dict[str, str]) -> None:
-        self._headers = tuple(headers.items())
-        self.sent: dict[str, str] = {}
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._headers
-
-    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self.sent |= dict(metadata)
-
-
 @dataclass
 class Reply:
     """What a REST client would see."""
@@ -261,23 +244,12 @@ class Api:
         service: Any = None,
     ) -> Reply:
         """Call a method with a JSON body: bytes as they are, anything else encoded."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         if service is None:
             service = OpenaiGenerationService(self.repository, self.generating, "1.2")  # type: ignore[arg-type]
-        context = Context(headers or {})
-        interceptors = Interceptors(RequestMetrics())
-        handle = interceptors.facade_stream("test", rpc, getattr(service, rpc), service)
-
-        @dataclass
-        class Request:
-            body: HttpBody
-
-        request = Request(HttpBody(content_type=content_type, data=data))
-        replies = [reply async for reply in handle(request, context)]  # type: ignore[arg-type]
-        status = int(context.sent.pop("x-http-status", "200"))
-        pieces = [reply.data for reply in replies]
-        kind = replies[0].content_type
-        return Reply(status, b"".join(pieces), context.sent, kind, pieces)
+        status, pieces, sent, kind = await post_streamed(
+            service, rpc, body, content_type=content_type, headers=headers
+        )
+        return Reply(status, b"".join(pieces), sent, kind, pieces)
 
     async def chat(self, body: dict[str, Any] | None = None, **fields: Any) -> Reply:
         messages = {"messages": [{"role": "user", "content": "Hi"}]}
