@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
 
 import numpy as np
 import onnxruntime as ort
@@ -23,18 +21,13 @@ from headrace.runtimes.onnx.decoder_graph import DecoderGraph
 from headrace.runtimes.onnx.decoder_runs import Runs
 from headrace.runtimes.onnx.errors import load_error
 from headrace.runtimes.onnx.files import find_model
-from headrace.runtimes.onnx.options import THREADS, check_providers, providers, session_options
-
-_SPINNING: Final = MappingProxyType(
-    {
-        "session.intra_op.allow_spinning": "1",
-        "session.intra_op.spin_duration_us": "50",
-        "session.force_spinning_stop": "1",
-    }
+from headrace.runtimes.onnx.options import (
+    SHORT_SPINNING,
+    THREADS,
+    check_providers,
+    providers,
+    session_options,
 )
-"""A step is hundreds of small operators: waking a thread for each costs a quarter of the speed on idle cores.
-Threads therefore spin, but shortly, for on busy cores they would take the time of those that they wait for,
-and not between steps."""
 
 
 def load(instance: InstanceSpec) -> OnnxDecoder:
@@ -58,7 +51,7 @@ def load(instance: InstanceSpec) -> OnnxDecoder:
     file = find_model(Path(instance.path))
     chosen = providers(instance)
     threads = str(max(instance.threads, instance.lone_threads))
-    options = session_options({THREADS: threads, **_SPINNING, **instance.options})
+    options = session_options({THREADS: threads, **SHORT_SPINNING, **instance.options})
     try:
         session = ort.InferenceSession(str(file), options, providers=chosen)
     except Exception as error:

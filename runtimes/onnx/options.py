@@ -33,6 +33,17 @@ _SWITCHES: Final = MappingProxyType(
     }
 )
 _SPINNING: Final = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+SHORT_SPINNING: Final = MappingProxyType(
+    {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "50",
+        "session.force_spinning_stop": "1",
+    }
+)
+"""For runs of many threads that have the machine to themselves. A run is hundreds of small operators: waking
+a thread for each costs up to a quarter of the speed on idle cores. So threads spin, but shortly, for on
+busy cores they would take the time of those that they wait for, and not between runs."""
+
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _ERRORS_ONLY: Final = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,13 @@ from headrace.runtimes.base import (
 from headrace.runtimes.datatypes import BYTES, datatype_of
 from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
-from headrace.runtimes.onnx.options import THREADS, check_providers, providers, session_options
+from headrace.runtimes.onnx.options import (
+    SHORT_SPINNING,
+    THREADS,
+    check_providers,
+    providers,
+    session_options,
+)
 from headrace.runtimes.onnx.types import tensor_spec
 from headrace.runtimes.onnx.values import as_text, row_major, run_with_bfloat16
 
@@ -43,8 +50,8 @@ def load(instance: InstanceSpec) -> OnnxModel:
     chosen = providers(instance)
     given = instance.options.get(THREADS, str(instance.threads))
 
-    def session(threads: str) -> ort.InferenceSession:
-        options = session_options({**instance.options, THREADS: threads})
+    def session(threads: str, defaults: Mapping[str, str]) -> ort.InferenceSession:
+        options = session_options({**defaults, **instance.options, THREADS: threads})
         try:
             made = ort.InferenceSession(str(file), options, providers=chosen)
         except Exception as error:
@@ -53,7 +60,8 @@ def load(instance: InstanceSpec) -> OnnxModel:
         return made
 
     lone = str(instance.lone_threads or given)
-    return OnnxModel(session(given), (lambda: session(lone)) if lone != given else None, instance.options)
+    load_lone = None if lone == given else partial(session, lone, SHORT_SPINNING)
+    return OnnxModel(session(given, {}), load_lone, instance.options)
 
 
 class OnnxModel:
