@@ -19,6 +19,9 @@ from headrace.server.tasks import tokenization
 from headrace.server.tasks.text_encoding import Direction, EncodeRequest, Tokens, encode_group, resolve_prompt
 from headrace.server.tasks.tokenization import Tokenizing
 
+LONG = "a " * tokenization.INLINE_CHARACTERS
+"""A text that is never tokenised on the event loop."""
+
 
 def ids(tokens: Tokens) -> list[int]:
     assert len(tokens.ids) == tokens.count * 4
@@ -151,7 +154,7 @@ async def test_a_wrong_input_fails_its_own_request_only(tokenizer: Tokenizer) ->
     blocked = threading.Event()
     holder = asyncio.ensure_future(pool.run(blocked.wait, 10))  # everything below waits and goes as one group
     requests = [
-        pool.tokenize(settings, ["good"]),
+        pool.tokenize(settings, [LONG]),
         pool.tokenize(settings, ["bad", "\ud800"]),
         pool.tokenize(settings, ["a b c a b c"], truncate=False),
         pool.tokenize(settings, [""]),
@@ -169,7 +172,7 @@ async def test_a_wrong_input_fails_its_own_request_only(tokenizer: Tokenizer) ->
     ]  # fmt: skip
     assert isinstance(first, list)
     assert isinstance(last, list)
-    assert ids(first[0]) == tokenizer.encode("good").ids
+    assert ids(first[0])[1:-1] == tokenizer.encode("a a a a", add_special_tokens=False).ids
     assert ids(last[0]) == tokenizer.encode("bad").ids
 
 
@@ -194,7 +197,7 @@ async def test_requests_that_wait_are_gathered(tokenizer: Tokenizer, monkeypatch
     pool = Tokenizing(1)
     settings = TextSettings(tokenizer, 16)
     requests = [
-        asyncio.ensure_future(pool.tokenize(settings, [word])) for word in ["a", "b", "c", "good", "bad"]
+        asyncio.ensure_future(pool.tokenize(settings, [word])) for word in [LONG, "b", "c", "good", "bad"]
     ]
     await asyncio.sleep(0)
     requests[2].cancel()
@@ -206,7 +209,22 @@ async def test_requests_that_wait_are_gathered(tokenizer: Tokenizer, monkeypatch
     assert threading.get_ident() not in spy.threads
     assert isinstance(answers[2], asyncio.CancelledError)
     found = [ids(answer[0]) for answer in answers if isinstance(answer, list)]
-    assert found == [tokenizer.encode(word).ids for word in ["a", "b", "good", "bad"]]
+    assert found[1:] == [tokenizer.encode(word).ids for word in ["b", "good", "bad"]]
+
+
+async def test_short_texts_need_no_thread(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    spy.release.set()
+    pool = Tokenizing(1)
+    settings = TextSettings(tokenizer, 16)
+    (short,) = await pool.tokenize(settings, ["good"])
+    assert spy.threads == {threading.get_ident()}
+    assert ids(short) == tokenizer.encode("good").ids
+    for texts in ([LONG], ["good"] * 30, [[1, 2]], [("a", LONG)]):
+        spy.threads.clear()
+        await pool.tokenize(settings, texts)
+        assert threading.get_ident() not in spy.threads
+    pool.close()
 
 
 async def test_groups_are_closed_by_size(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
