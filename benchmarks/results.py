@@ -159,7 +159,8 @@ def relate_to_peers(points: Sequence[PointResult]) -> None:
             continue
         for number, measured in enumerate(point.rounds):
             # a peer that answered nothing in a short span is no measure
-            theirs = {each.route: each.rounds[number] for each in others if _speed(each.rounds[number]) > 0}
+            met = [each for each in others if number < len(each.rounds)]
+            theirs = {each.route: each.rounds[number] for each in met if _speed(each.rounds[number]) > 0}
             if not theirs:
                 continue
             measured.of = {name: _speed(measured) / _speed(each) for name, each in theirs.items()}

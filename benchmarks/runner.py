@@ -102,9 +102,19 @@ class ScenarioRun:
             ]
             for round_number in range(options.rounds):
                 for number, (point, result) in enumerate(zip(points, results, strict=True)):
+                    peer = started.running.get(point.route.peer)
+                    if point.route.peer and peer is None:
+                        continue
                     first = round_number == number == 0
-                    target = started.running.get(point.route.peer, server)
-                    result.rounds.append(self._measure(point, target, load, references, first=first))
+                    try:
+                        result.rounds.append(
+                            self._measure(point, peer or server, load, references, first=first)
+                        )
+                    except (RuntimeError, TimeoutError) as error:
+                        if peer is None:
+                            raise
+                        started.give_up(point.route.peer, f"{point.clients} clients: {error}")
+        results = [result for result in results if result.rounds]
         relate_to_peers(results)
         return ScenarioResult(
             scenario.name, scenario.title, scenario.unit, scenario.items,

@@ -33,6 +33,10 @@ class Started:
     running: dict[str, PeerServer] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def give_up(self, name: str, reason: str) -> None:
+        """Leave out a peer that failed while it was measured; what it did before counts."""
+        self.skipped[name] = f"{reason}; {self.running.pop(name).last_words()}"
+
 
 @contextmanager
 def start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -110,6 +111,7 @@ def test_triton_gets_a_repository_and_a_backend_of_its_own(tmp_path: Path) -> No
     assert f"sys.path.insert(0, {str(ROOT)!r})" in model
     assert {f"--grpc-port={command.grpc}", "--grpc-address=127.0.0.1"} <= set(command.words)
     assert any(command.shared in word for word in command.words)
+    assert not command.stoppable
 
 
 def test_mlserver_batches_in_one_process(tmp_path: Path) -> None:
@@ -174,6 +176,24 @@ def test_a_peer_is_waited_for_paused_and_ended(monkeypatch: pytest.MonkeyPatch, 
         while process.status() != "stopped":
             time.sleep(0.01)
     assert not process.is_running()
+
+
+def test_a_peer_that_fails_is_left_out_of_the_other_rounds(
+    monkeypatch: pytest.MonkeyPatch, place: Any
+) -> None:
+    with start(monkeypatch, place, SERVER) as peer:
+        peer.wait(a_payload())
+        started = contenders.Started(running={"infinity": peer})
+        started.give_up("infinity", "8 clients: connection refused")
+    assert started.running == {}
+    assert re.match(
+        "8 clients: connection refused; infinity ended: .*POST /embed", started.skipped["infinity"]
+    )
+    ours = results.PointResult("grpc", 1, rounds=[measurement(10.0, 1.0, None)])
+    ours.rounds.append(measurement(10.0, 1.0, None))
+    theirs = results.PointResult("infinity", 1, peer=True, rounds=[measurement(5.0, 1.0, None)])
+    results.relate_to_peers([ours, theirs])
+    assert [each.of_peers for each in ours.rounds] == [2.0, None]
 
 
 def test_a_peer_that_ends_says_why(monkeypatch: pytest.MonkeyPatch, place: Any) -> None:

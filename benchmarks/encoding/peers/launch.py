@@ -80,6 +80,8 @@ class Command:
         http: the port of its REST; 0 for none.
         environment: variables beside the usual.
         shared: how the names of its shared memory begin; it is removed when the server has ended.
+        stoppable: whether it bears being stopped while others are measured. Triton takes its Python processes
+            for dead then and falls over later; idle, it costs nothing.
     """
 
     words: tuple[str, ...]
@@ -87,6 +89,7 @@ class Command:
     http: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     shared: str = ""
+    stoppable: bool = True
 
 
 def triton(layout: Layout) -> Command:
@@ -115,7 +118,7 @@ def triton(layout: Layout) -> Command:
     )  # fmt: skip
     libraries = str(layout.packages / "nvidia_pytriton.libs")
     search = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": str(layout.packages)}
-    return Command(words, grpc, http, search, shared)
+    return Command(words, grpc, http, search, shared, stoppable=False)
 
 
 def mlserver(layout: Layout) -> Command:

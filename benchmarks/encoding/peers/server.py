@@ -45,6 +45,7 @@ class PeerServer:
         command = LAUNCHERS[peer.program](layout)
         self.grpc, self.http = (f"{HOST}:{port}" for port in (command.grpc, command.http))
         self._shared = command.shared
+        self._stoppable = command.stoppable
         path = f"{layout.environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
         search = os.pathsep.join(filter(None, (str(ROOT), command.environment.get("PYTHONPATH"))))
         environment = {
@@ -90,13 +91,18 @@ class PeerServer:
             else:
                 return
 
+    def last_words(self) -> str:
+        """Return how its log ends."""
+        return last_words(self.name, self._log)
+
     def groups(self) -> dict[str, list[psutil.Process]]:
         """Return its processes now."""
         return {"peer": self._tree.processes()}
 
     def pause(self) -> None:
-        """Stop all its processes where they are."""
-        self._tree.pause()
+        """Stop all its processes where they are, if it bears that."""
+        if self._stoppable:
+            self._tree.pause()
 
     def resume(self) -> None:
         """Let them go on."""
