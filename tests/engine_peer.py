@@ -16,7 +16,7 @@ class Peer(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.received: list[Any] = []
-        self.totals = {"steps": 0, "generated_tokens": 0}
+        self._steps = self._generated = 0
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -39,12 +39,10 @@ class Peer(asyncio.Protocol):
 
     def answer(self, *events: Event) -> None:
         assert self._transport is not None
-        self.totals["steps"] += 1
-        self.totals["generated_tokens"] += sum(
-            len(event.token_ids) for event in events if isinstance(event, Tokens)
-        )
-        values = {**dict.fromkeys(EngineStats.__struct_fields__, 0), **self.totals}
-        self._transport.write(wire.frame(Outputs(events, EngineStats(**values))))
+        self._steps += 1
+        self._generated += sum(len(event.token_ids) for event in events if isinstance(event, Tokens))
+        stats = EngineStats(steps=self._steps, generated_tokens=self._generated)
+        self._transport.write(wire.frame(Outputs(events, stats)))
 
     def die(self) -> None:
         assert self._transport is not None

@@ -32,6 +32,7 @@ class Routes:
         self._routes = {
             "score": (vllm, "Score", vllm_pb2.VllmPoolingServiceScoreRequest),
             "pooling": (vllm, "Pooling", vllm_pb2.VllmPoolingServicePoolingRequest),
+            "cohere": (vllm, "CohereEmbed", vllm_pb2.VllmPoolingServiceCohereEmbedRequest),
             "classify": (
                 rest(OicmService(repository, tokenizing, pooling)),
                 "Classify",

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from headrace.runtimes.convert.byte_level_bpe import byte_level, tokenizer_document
 from headrace.runtimes.convert.causal_check import differing_tokens, parameter_count
 from headrace.runtimes.convert.causal_export import export
 from headrace.runtimes.convert.causal_files import copy_files, write_config
@@ -86,13 +87,13 @@ def _unpack(job: Job, folder: Path) -> None:
 
 def _tokenizer(source: GgufLlama) -> dict[str, Any]:
     """tokenizer.json: byte-level BPE, every digit a token of its own (what GGUF calls ``smollm``)."""
-    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokens = source.tokens()
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+    return tokenizer_document(
+        {token: index for index, token in enumerate(tokens)},
+        source.merges(),
+        pre_tokenizers=[{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)],
+        decoder=byte_level(use_regex=True, add_prefix_space=True),
+        added_tokens=[
             {
                 "id": index,
                 "content": tokens[index],
@@ -104,26 +105,7 @@ def _tokenizer(source: GgufLlama) -> dict[str, Any]:
             }
             for index in source.control_tokens()
         ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, bytes_],
-        },
-        "post_processor": None,
-        "decoder": {**bytes_, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": source.merges(),
-        },
-    }
+    )
 
 
 def _tokenizer_config(source: GgufLlama, longest: int) -> dict[str, Any]:

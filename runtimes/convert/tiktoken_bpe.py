@@ -13,6 +13,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any, Final
 
+from headrace.runtimes.convert.byte_level_bpe import byte_level, tokenizer_document
 from headrace.runtimes.convert.job import ConversionError
 
 _PRINTABLE: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -106,42 +107,23 @@ def tokenizer_json(encoding: Encoding, *, begin: str) -> str:
 
     vocabulary = {spell(token): rank for token, rank in encoding.ranks.items()} | encoding.special
     start, first = {"id": begin, "type_id": 0}, {"id": "A", "type_id": 0}
-    content: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": encoding.pattern},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        "post_processor": {
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": encoding.pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    content = tokenizer_document(
+        dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+        [[spell(left), spell(right)] for left, right in merges(encoding.ranks)],
+        pre_tokenizers=[split, byte_level(use_regex=False)],
+        decoder=byte_level(use_regex=False),
+        post_processor={
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": start}, {"Sequence": first}],
             "pair": [{"SpecialToken": start}, {"Sequence": first}, {"Sequence": first | {"id": "B"}}],
             "special_tokens": {begin: {"id": begin, "ids": [encoding.special[begin]], "tokens": [begin]}},
         },
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1])),
-            "merges": [[spell(left), spell(right)] for left, right in merges(encoding.ranks)],
-        },
-    }
+        ignore_merges=True,
+    )
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

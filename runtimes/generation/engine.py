@@ -53,7 +53,6 @@ class Engine:
     def stats(self) -> EngineStats:
         """The present state and the totals; prefix queries and hits are in tokens."""
         scheduler = self._scheduler
-        prefills, decodes = self._prefills, self._decodes
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -66,16 +65,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._postprocessor.generated,
             steps=self._steps,
-            prefill_steps=prefills.steps,
-            prefill_failures=prefills.failures,
-            prefill_ns=prefills.ns,
-            prefill_forward_ns=prefills.forward_ns,
-            prefill_choice_ns=prefills.choice_ns,
-            decode_steps=decodes.steps,
-            decode_failures=decodes.failures,
-            decode_ns=decodes.ns,
-            decode_forward_ns=decodes.forward_ns,
-            decode_choice_ns=decodes.choice_ns,
+            prefill=self._prefills.stats,
+            decode=self._decodes.stats,
         )
 
     def refusal(self, message: Add) -> str | None:

@@ -90,35 +90,39 @@ class Rejected(msgspec.Struct, array_like=True, frozen=True, tag="rejected"):
     message: str
 
 
+class StepStats(msgspec.Struct, array_like=True, frozen=True):
+    """Totals of the steps of one kind: how many began, how many of them failed, and how long the others took.
+
+    Times are nanoseconds: of whole steps, of the decoder in them, and of the choice of tokens after it.
+    """
+
+    steps: int = 0
+    failures: int = 0
+    ns: int = 0
+    forward_ns: int = 0
+    choice_ns: int = 0
+
+
 class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     """The state of an engine after a step, and totals since it started.
 
     ``running`` and ``waiting`` count sequences; ``free_slots`` sequences that could run beside them. Steps
-    that computed any part of a prompt are prefills, the others decodes: how many began, how many of them
-    failed, and the nanoseconds of whole steps, of the decoder in them, and of the choice of tokens after it.
+    that computed any part of a prompt are counted in ``prefill``, the others in ``decode``.
     """
 
-    running: int
-    waiting: int
-    free_slots: int
-    free_blocks: int
-    total_blocks: int
-    preemptions: int
-    prefix_queries: int
-    prefix_hits: int
-    prompt_tokens: int
-    generated_tokens: int
-    steps: int
-    prefill_steps: int = 0
-    prefill_failures: int = 0
-    prefill_ns: int = 0
-    prefill_forward_ns: int = 0
-    prefill_choice_ns: int = 0
-    decode_steps: int = 0
-    decode_failures: int = 0
-    decode_ns: int = 0
-    decode_forward_ns: int = 0
-    decode_choice_ns: int = 0
+    running: int = 0
+    waiting: int = 0
+    free_slots: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    prefill: StepStats = StepStats()
+    decode: StepStats = StepStats()
 
 
 Event = Accepted | Started | PromptLogprobs | Tokens | Rejected

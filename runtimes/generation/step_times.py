@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headrace.runtimes.generation.messages import StepStats
+
 
 class StepTimes:
     """Totals since the engine began; times are nanoseconds, those of failed steps are left out.
@@ -19,6 +21,11 @@ class StepTimes:
     def __init__(self) -> None:
         """Begin with nothing."""
         self.steps = self.failures = self.ns = self.forward_ns = self.choice_ns = 0
+
+    @property
+    def stats(self) -> StepStats:
+        """The totals as they are now."""
+        return StepStats(self.steps, self.failures, self.ns, self.forward_ns, self.choice_ns)
 
     def add(self, begin: int, planned: int, computed: int, chosen: int) -> None:
         """Count the end of a step whose stages ended at these times, ``time.perf_counter_ns`` values."""

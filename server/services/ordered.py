@@ -15,7 +15,9 @@ Response = TypeVar("Response")
 
 
 async def answer_in_order(
-    requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]], limit: int
+    requests: AsyncIterator[Request],
+    answer: Callable[[Request], Awaitable[Response]],
+    limit: int = STREAM_LIMIT,
 ) -> AsyncGenerator[Response]:
     """Yield ``answer(request)`` for each request, in order, while up to ``limit`` of them are under way.
 

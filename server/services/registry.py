@@ -313,8 +313,8 @@ def _handler(
         if method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(answered, decode, encode)
         return grpc.unary_unary_rpc_method_handler(answered, decode, encode)
-    if not inspect.isasyncgenfunction(implementation):
-        msg = f"{method.full_name} streams, so its implementation must be an async generator"
+    if inspect.iscoroutinefunction(implementation):
+        msg = f"{method.full_name} streams, so its implementation must return an async generator"
         raise TypeError(msg)
     stream = interceptors.stream(protocol, name, implementation, status)
     if method.client_streaming:

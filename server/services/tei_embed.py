@@ -9,7 +9,7 @@ from headrace.server.codecs import tei_messages as codec
 from headrace.server.codecs.tei import check_pooled_late
 from headrace.server.codecs.vectors import packed_floats, packed_vectors
 from headrace.server.repository.model import Task
-from headrace.server.services.ordered import STREAM_LIMIT, answer_in_order
+from headrace.server.services.ordered import answer_in_order
 from headrace.server.tasks.embed import EmbedOptions, embed
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.sparse import embed_sparse
@@ -45,13 +45,11 @@ class TeiEmbedService:
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
-    async def EmbedStream(
+    def EmbedStream(
         self, requests: AsyncIterator[tei_pb2.EmbedRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedResponse]:
         """Embed every text of a stream."""
-        answers = answer_in_order(requests, lambda request: self._embed(request, call), STREAM_LIMIT)
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self._embed(request, call))
 
     async def EmbedSparse(
         self, request: tei_pb2.EmbedSparseRequest, call: Call
@@ -61,13 +59,11 @@ class TeiEmbedService:
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
-    async def EmbedSparseStream(
+    def EmbedSparseStream(
         self, requests: AsyncIterator[tei_pb2.EmbedSparseRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedSparseResponse]:
         """Weigh the vocabulary for every text of a stream."""
-        answers = answer_in_order(requests, lambda request: self._embed_sparse(request, call), STREAM_LIMIT)
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self._embed_sparse(request, call))
 
     async def EmbedAll(self, request: tei_pb2.EmbedAllRequest, call: Call) -> tei_pb2.EmbedAllResponse:
         """Embed the tokens of one text."""
@@ -75,13 +71,11 @@ class TeiEmbedService:
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
-    async def EmbedAllStream(
+    def EmbedAllStream(
         self, requests: AsyncIterator[tei_pb2.EmbedAllRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedAllResponse]:
         """Embed the tokens of every text of a stream."""
-        answers = answer_in_order(requests, lambda request: self._embed_all(request, call), STREAM_LIMIT)
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self._embed_all(request, call))
 
     async def _embed(self, request: tei_pb2.EmbedRequest, call: Call) -> tei_pb2.EmbedResponse:
         texts = [request.inputs]

@@ -10,7 +10,7 @@ from headrace.server.codecs.tei_info import TEXT_TASKS, EncoderInfo
 from headrace.server.codecs.text_inputs import check_count
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.repository.model import Task
-from headrace.server.services.ordered import STREAM_LIMIT, answer_in_order
+from headrace.server.services.ordered import answer_in_order
 from headrace.server.tasks.classify import ClassifyOptions, classify
 from headrace.server.tasks.rerank import RerankOptions, rerank
 from headrace.server.tasks.text_models import text_settings
@@ -47,25 +47,17 @@ class TeiPredictService:
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
-    async def PredictStream(
+    def PredictStream(
         self, requests: AsyncIterator[tei_pb2.PredictRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.PredictResponse]:
         """Label every text of a stream."""
-        answers = answer_in_order(
-            requests, lambda request: self._label(request.inputs, request, call), STREAM_LIMIT
-        )
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self._label(request.inputs, request, call))
 
-    async def PredictPairStream(
+    def PredictPairStream(
         self, requests: AsyncIterator[tei_pb2.PredictPairRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.PredictResponse]:
         """Label every pair of a stream."""
-        answers = answer_in_order(
-            requests, lambda request: self._label(_pair(request), request, call), STREAM_LIMIT
-        )
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self._label(_pair(request), request, call))
 
     async def _label(
         self, text: Text, request: tei_pb2.PredictRequest | tei_pb2.PredictPairRequest, call: Call
@@ -153,13 +145,11 @@ class TeiTokenizeService:
         )
         return codec.tokens(found[0])
 
-    async def TokenizeStream(
+    def TokenizeStream(
         self, requests: AsyncIterator[tei_pb2.EncodeRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EncodeResponse]:
         """Return the tokens of every text of a stream."""
-        answers = answer_in_order(requests, lambda request: self.Tokenize(request, call), STREAM_LIMIT)
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self.Tokenize(request, call))
 
     async def Decode(self, request: tei_pb2.DecodeRequest, call: Call) -> tei_pb2.DecodeResponse:
         """Return the text of tokens."""
@@ -171,13 +161,11 @@ class TeiTokenizeService:
         )
         return tei_pb2.DecodeResponse(text=found[0])
 
-    async def DecodeStream(
+    def DecodeStream(
         self, requests: AsyncIterator[tei_pb2.DecodeRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.DecodeResponse]:
         """Return the text of every list of tokens of a stream."""
-        answers = answer_in_order(requests, lambda request: self.Decode(request, call), STREAM_LIMIT)
-        async for response in answers:
-            yield response
+        return answer_in_order(requests, lambda request: self.Decode(request, call))
 
     def _settings(self, call: Call) -> TextSettings:
         model = call.model = self._repository.resolve(call.model_id, *TEXT_TASKS)

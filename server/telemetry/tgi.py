@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from headrace.runtimes.generation.messages import StepStats
 from headrace.server.telemetry.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ DURATION_BUCKETS: Final = tuple(0.0001 * 1.5**power for power in range(1, 36))
 BATCH_SIZES: Final = tuple(float(size) for size in range(1, 1025))
 
 _SECONDS: Final = 1e-9
+_NO_STEPS: Final = StepStats()
 
 
 class StepStatistics:
@@ -33,15 +35,19 @@ class StepStatistics:
         self.forward_seconds = Histogram(DURATION_BUCKETS)  # the model
         self.choice_seconds = Histogram(DURATION_BUCKETS)  # its logits to tokens
 
-    def observe(self, steps: int, failed: int, ns: int, forward_ns: int, choice_ns: int) -> None:
-        """Count steps that were reported together, each as long as their mean; times are nanoseconds."""
+    def observe(self, before: StepStats, now: StepStats) -> None:
+        """Count the steps between two reports, each as long as their mean."""
+        steps = now.steps - before.steps
+        if not steps:
+            return
+        failures = now.failures - before.failures
         self.steps += steps
-        self.failed += failed
-        if (count := steps - failed) > 0:
+        self.failed += failures
+        if (count := steps - failures) > 0:
             share = _SECONDS / count
-            self.seconds.observe(ns * share, count)
-            self.forward_seconds.observe(forward_ns * share, count)
-            self.choice_seconds.observe(choice_ns * share, count)
+            self.seconds.observe((now.ns - before.ns) * share, count)
+            self.forward_seconds.observe((now.forward_ns - before.forward_ns) * share, count)
+            self.choice_seconds.observe((now.choice_ns - before.choice_ns) * share, count)
 
 
 class TgiStatistics:
@@ -97,24 +103,8 @@ class TgiStatistics:
 
     def observe_steps(self, before: EngineStats | None, now: EngineStats) -> None:
         """Count what an engine did between two reports; ``before`` is None for a worker's first one."""
-        steps = now.prefill_steps - (before.prefill_steps if before else 0)
-        if steps:
-            self.prefill.observe(
-                steps,
-                now.prefill_failures - (before.prefill_failures if before else 0),
-                now.prefill_ns - (before.prefill_ns if before else 0),
-                now.prefill_forward_ns - (before.prefill_forward_ns if before else 0),
-                now.prefill_choice_ns - (before.prefill_choice_ns if before else 0),
-            )
-        steps = now.decode_steps - (before.decode_steps if before else 0)
-        if steps:
-            self.decode.observe(
-                steps,
-                now.decode_failures - (before.decode_failures if before else 0),
-                now.decode_ns - (before.decode_ns if before else 0),
-                now.decode_forward_ns - (before.decode_forward_ns if before else 0),
-                now.decode_choice_ns - (before.decode_choice_ns if before else 0),
-            )
+        self.prefill.observe(before.prefill if before else _NO_STEPS, now.prefill)
+        self.decode.observe(before.decode if before else _NO_STEPS, now.decode)
 
 
 def hundredths(most: int) -> tuple[float, ...]:

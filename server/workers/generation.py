@@ -152,11 +152,4 @@ class GenerationInstance:
 def _idle(limits: GenerationSpec) -> EngineStats:
     """Return the statistics of an engine that has not done anything yet."""
     blocks = limits.kv_tokens // limits.block_tokens
-    state = {
-        "running": 0,
-        "waiting": 0,
-        "free_slots": limits.max_sequences,
-        "free_blocks": blocks,
-        "total_blocks": blocks,
-    }
-    return EngineStats(**state, **dict.fromkeys(_TOTALS, 0))
+    return EngineStats(free_slots=limits.max_sequences, free_blocks=blocks, total_blocks=blocks)

@@ -6,6 +6,7 @@ import ast
 import re
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,13 @@ def sources(folder: str) -> list[Path]:
     return files
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
     def visit(node: ast.AST, *, lazy: bool, typing_only: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
@@ -43,7 +50,7 @@ def imports(path: Path) -> Iterator[Import]:
             inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             yield from visit(child, lazy=lazy or inner, typing_only=typing_only or guarded)
 
-    yield from visit(ast.parse(path.read_text()), lazy=False, typing_only=False)
+    return tuple(visit(parsed(path), lazy=False, typing_only=False))
 
 
 def name(path: Path) -> str:
@@ -139,7 +146,7 @@ def test_services_never_import_each_other(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources("server/codecs"), ids=name)
 def test_codecs_are_pure(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     assert not [n for n in ast.walk(tree) if isinstance(n, (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor))]
     found = [
         i.module
@@ -151,13 +158,12 @@ def test_codecs_are_pure(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
 def test_only_the_settings_read_the_environment(path: Path) -> None:
-    text = path.read_text()
     if name(path) == "server/config.py":
         return
     # Libraries that are told to stay offline, and children that inherit: writing is not reading.
     reads = [
         node
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in {"os.getenv", "os.environ.get", "environ.get"}
     ]
@@ -166,7 +172,7 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
 def test_no_module_level_mutable_state(path: Path) -> None:
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)):
             continue
         if isinstance(node.value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)):

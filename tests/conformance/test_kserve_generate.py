@@ -70,8 +70,8 @@ def wait_until_idle(server: ServerProcess) -> None:
     "prompt", [PROMPT, "Zürich ist", "def add(a, b):", "Once upon a time", "1, 2, 3, 4,"]
 )
 def test_greedy_text_is_that_of_completions(server: ServerProcess, prompt: str) -> None:
-    expected = completion(server, prompt, 24)
-    body = {"text_input": prompt, "max_tokens": 24, "temperature": 0}
+    expected = completion(server, prompt, 12)
+    body = {"text_input": prompt, "max_tokens": 12, "temperature": 0}
     assert generate(server, body).json() == {
         "model_name": MODEL,
         "model_version": "1",
@@ -83,10 +83,10 @@ def test_greedy_text_is_that_of_completions(server: ServerProcess, prompt: str) 
 
 
 def test_sampled_text_is_that_of_completions(server: ServerProcess) -> None:
-    expected = completion(server, PROMPT, 24, temperature=0.7, top_p=0.9, seed=7)
-    sampling = json.dumps({"temperature": 0.7, "top_p": 0.9, "seed": 7, "max_tokens": 24})
+    expected = completion(server, PROMPT, 12, temperature=0.7, top_p=0.9, seed=7)
+    sampling = json.dumps({"temperature": 0.7, "top_p": 0.9, "seed": 7, "max_tokens": 12})
     for body in (
-        {"text_input": PROMPT, "temperature": 0.7, "top_p": 0.9, "seed": 7, "max_tokens": 24},
+        {"text_input": PROMPT, "temperature": 0.7, "top_p": 0.9, "seed": 7, "max_tokens": 12},
         {"text_input": PROMPT, "sampling_parameters": sampling},
     ):
         assert generate(server, body).json()["text_output"] == expected

@@ -58,6 +58,9 @@ def test_O15_O16_defaults_of_temperature_and_top_p(server: Any, proxy: str, fiel
     fields = {"messages": MESSAGES, "seed": 11, "max_tokens": 16}
     silent = chat(proxy, **fields, **{key: value for key, value in given.items() if key != field})
     assert text(silent) == text(chat(proxy, **fields, **given)) == text(chat(proxy, **fields))
+
+
+def test_O15_O16_they_hold_below_the_proxy_only(server: Any, proxy: str) -> None:
     story = {"messages": [{"role": "user", "content": "Tell a story."}], "seed": 3, "max_tokens": 24}
     elsewhere = text(chat(f"{server.url}/v1", **story))
     assert elsewhere == text(chat(proxy, **story, temperature=1, top_p=1))

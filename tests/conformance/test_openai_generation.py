@@ -152,7 +152,7 @@ def test_constraints(client: openai.OpenAI, fields: Any, check: Any) -> None:
 
 def test_json_mode(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "Give me a JSON object with one key."}]
-    answer = ask(client, messages=messages, response_format={"type": "json_object"}, max_tokens=200)
+    answer = ask(client, messages=messages, response_format={"type": "json_object"}, max_tokens=40)
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
     else:

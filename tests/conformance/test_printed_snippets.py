@@ -1,7 +1,8 @@
 """The code that the OICM guide and TGI's HTTP reference print, run as it is printed.
 
 What is put in: the placeholders, the address instead of TGI's, and what the OICM guide's authors mistyped:
-a ``$`` in an f-string, an indented line, ``url`` for ``inference_url``, and names that are never set.
+a ``$`` in an f-string, an indented line, ``url`` for ``inference_url``, and names that are never set. Where
+the guide asks for a thousand tokens, a hundred have to do.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def oicm(server: Any, name: str, model: str, show: str = "") -> str:
         ("<api_key>", '"some-key"'),
         ("<model_version_id>", repr(model)),
         ("<base_url>", repr(server.url)),
+        ('"max_tokens": 1000', '"max_tokens": 100'),
         ('f"${base_url}', 'f"{base_url}'),
         ("    inference_url = f", "inference_url = f"),
         ("f\"{url}/{endpoints['chat_completion']}\"", "f\"{inference_url}/{endpoints['chat_completion']}\""),
@@ -80,11 +82,12 @@ def test_oicm_text_generation(server: Any) -> None:
     printed = oicm(server, "text generation", "smollm2")
     body: Any = {
         "messages": [{"role": "user", "content": "What is Deep Learning?"}],
-        "max_tokens": 200,
+        "max_tokens": 40,
         "temperature": 0,
     }
     answer = requests.post(f"{server.url}/v1/chat/completions", json=body, timeout=SECONDS).json()
-    assert printed == answer["choices"][0]["message"]["content"]
+    assert printed.startswith(answer["choices"][0]["message"]["content"])
+    assert len(printed) > 400  # the guide asks for 200 tokens
     assert "learning" in printed
 
 

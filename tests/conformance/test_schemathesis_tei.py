@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +14,6 @@ from running import ServerProcess
 DOCUMENT = document("tei")
 FIT = schema(DOCUMENT, fit=True)
 UNFIT = schema(DOCUMENT, fit=False).include(method="POST")
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[requests.Session]:
-    with requests.Session() as kept:
-        yield kept
 
 
 @FIT.parametrize()

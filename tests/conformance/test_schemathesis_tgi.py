@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -101,14 +100,8 @@ FIT = schema(DOCUMENT, fit=True)
 UNFIT = schema(DOCUMENT, fit=False).include(method="POST")
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[requests.Session]:
-    with requests.Session() as kept:
-        yield kept
-
-
 @FIT.parametrize()
-@examples(15)
+@examples(10)
 def test_requests_that_fit(case: Case[Any], server: ServerProcess, session: requests.Session) -> None:
     keep_short(case)
     response = send(case, server.url, session, fit=True)

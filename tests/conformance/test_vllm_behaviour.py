@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -12,17 +11,6 @@ import pytest
 from tokenizers import Tokenizer
 
 MODEL = "smollm2"
-
-
-@pytest.fixture
-async def http(server: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(server.url, timeout=aiohttp.ClientTimeout(120)) as session:
-        yield session
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo_repository: Any) -> Tokenizer:
-    return Tokenizer.from_file(str(demo_repository / MODEL / "1" / "tokenizer.json"))
 
 
 async def post(http: aiohttp.ClientSession, path: str, **fields: Any) -> tuple[int, Any]:

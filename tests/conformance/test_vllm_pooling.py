@@ -77,6 +77,14 @@ def test_classify(post: Any, path: str) -> None:
     assert own[0]["score"] == pytest.approx(max(answer["data"][0]["probs"]), abs=1e-6)
 
 
+@pytest.mark.parametrize("path", ["/v2/embed", "/models/minilm/proxy/v2/embed"])
+def test_cohere_embed(post: Any, vectors: Any, path: str) -> None:
+    answer = post(path, {"model": "minilm", "texts": TEXTS, "embedding_types": ["float", "ubinary"]}).json()
+    np.testing.assert_allclose(answer["embeddings"]["float"], vectors, atol=1e-6)
+    bits = np.unpackbits(np.array(answer["embeddings"]["ubinary"], np.uint8), axis=1)
+    np.testing.assert_array_equal(bits, vectors >= 0)
+
+
 def test_pooling(post: Any, vectors: Any) -> None:
     whole = post("/pooling", {"model": "minilm", "input": TEXTS, "task": "embed"}).json()
     np.testing.assert_allclose([entry["data"] for entry in whole["data"]], vectors, atol=1e-6)

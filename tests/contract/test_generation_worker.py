@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,63 +11,35 @@ import numpy as np
 import pytest
 import transformers
 from tiny_decoders import SIZES, Oracle, build
+from worker_process import REPLY_TIMEOUT_S, WorkerProcess
 
 from headrace.runtimes.base import InstanceSpec
-from headrace.runtimes.frames import FrameReader
 from headrace.runtimes.generation.base import GenerationSpec
 from headrace.runtimes.generation.messages import Abort, Add, Event, Outputs, PromptLogprobs, Tokens
 from headrace.runtimes.generation.parameters import Grammar, Sampling
-from headrace.runtimes.regions import Region
-from headrace.runtimes.wire import SLOTS, Load, Loaded, LoadFailed, Reply, frame
+from headrace.runtimes.wire import Load, Loaded, LoadFailed, Reply
 
-REPLY_TIMEOUT_S = 60
 GREEDY = Sampling(max_tokens=12, temperature=0)
 
 
 class Worker:
-    """A real worker process and the server's ends of its sockets."""
+    """A worker that generates."""
 
     def __init__(self) -> None:
-        self.data, data = socket.socketpair()
-        self.control, control = socket.socketpair()
-        self.data.settimeout(REPLY_TIMEOUT_S)
-        self.reader = FrameReader(self.data)
-        # every worker gets them; a generation worker has no use for them
-        self.regions = [Region.create(f"test-{number}") for number in range(2 * SLOTS)]
-        files = [region.fd for region in self.regions]
-        descriptors = [data.fileno(), control.fileno(), *files]
-        command = [sys.executable, "-m", "headrace.runtimes.worker", "--regions", ",".join(map(str, files))]
-        command += ["--data-fd", str(descriptors[0]), "--control-fd", str(descriptors[1])]
-        self.process = subprocess.Popen(command, pass_fds=descriptors)
-        data.close()
-        control.close()
+        # it gets regions as every worker does, and has no use for them
+        self.own = WorkerProcess()
 
-    def load(self, folder: Path) -> Reply | None:
+    def load(self, folder: Path) -> Reply:
         spec = GenerationSpec(max_tokens=96, max_sequences=4, kv_tokens=384, block_tokens=4)
-        instance = InstanceSpec("tiny", "torch", str(folder), generation=spec)
-        self.data.sendall(frame(Load(instance)))
+        self.own.send(Load(InstanceSpec("tiny", "torch", str(folder), generation=spec)))
         replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-        return self.reader.read(replies)
+        return self.own.receive(replies)
 
     def add(self, request: int, prompt: list[int], sampling: Sampling) -> None:
-        self.data.sendall(frame(Add(request, np.array(prompt, "<i4").tobytes(), sampling)))
+        self.own.send(Add(request, np.array(prompt, "<i4").tobytes(), sampling))
 
     def events(self) -> tuple[Event, ...]:
-        outputs = self.reader.read(msgspec.msgpack.Decoder(Outputs))
-        assert outputs is not None
-        return outputs.events
-
-    def close(self) -> int:
-        """End the worker the way the server does and return its exit status."""
-        self.data.close()
-        self.control.close()
-        for region in self.regions:
-            region.close()
-        self.regions.clear()
-        try:
-            return self.process.wait(REPLY_TIMEOUT_S)
-        finally:
-            self.process.kill()
+        return self.own.receive(msgspec.msgpack.Decoder(Outputs)).events
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +57,16 @@ def start() -> Iterator[Callable[[], Worker]]:
 
     yield starter
     for worker in workers:
-        worker.close()
+        worker.own.close()
+
+
+@pytest.fixture(scope="module")
+def served(llama: Path) -> Iterator[Worker]:
+    """A worker that has the model, for tests that only ask it: each request's number is used once."""
+    worker = Worker()
+    assert isinstance(worker.load(llama), Loaded)
+    yield worker
+    assert worker.own.close() == 0
 
 
 def collect(worker: Worker, requests: set[int]) -> dict[int, list[Event]]:
@@ -105,13 +83,8 @@ def tokens_of(events: list[Event]) -> list[int]:
     return [token for event in events if isinstance(event, Tokens) for token in event.token_ids]
 
 
-def test_requests_of_any_arrival_get_the_tokens_of_transformers(
-    llama: Path, start: Callable[[], Worker]
-) -> None:
-    worker, oracle = start(), Oracle(llama)
-    loaded = worker.load(llama)
-    assert isinstance(loaded, Loaded)
-    assert (loaded.inputs, loaded.outputs) == ((), ())
+def test_requests_of_any_arrival_get_the_tokens_of_transformers(llama: Path, served: Worker) -> None:
+    worker, oracle = served, Oracle(llama)
     prompts = {number: [(7 * number + place) % 97 for place in range(3 + 9 * number)] for number in range(6)}
     for request, prompt in prompts.items():
         worker.add(request, prompt, GREEDY)
@@ -127,36 +100,38 @@ def test_requests_of_any_arrival_get_the_tokens_of_transformers(
     wanted = logprobs[np.arange(len(logits)), prompts[5][1:]]
     got = [entry.logprob for entry in scored.logprobs if entry is not None]
     np.testing.assert_allclose(got, wanted, atol=1e-3)
-    assert worker.close() == 0
 
 
-def test_an_abort_is_not_answered_and_leaves_room(llama: Path, start: Callable[[], Worker]) -> None:
-    worker = start()
-    worker.load(llama)
-    for request in range(4):
-        worker.add(request, [5, 6, request], msgspec.structs.replace(GREEDY, max_tokens=90))
-    worker.add(9, [5, 6, 9], GREEDY)
-    for request in range(4):
-        worker.data.sendall(frame(Abort(request)))
+def test_an_abort_is_not_answered_and_leaves_room(served: Worker) -> None:
+    for request in range(10, 14):
+        served.add(request, [5, 6, request], msgspec.structs.replace(GREEDY, max_tokens=90))
+    served.add(19, [5, 6, 9], GREEDY)
+    for request in range(10, 14):
+        served.own.send(Abort(request))
     events: list[Event] = []
-    while not any(isinstance(event, Tokens) and event.finish and event.request == 9 for event in events):
-        events += worker.events()
-    assert worker.close() == 0
+    while not any(isinstance(event, Tokens) and event.finish and event.request == 19 for event in events):
+        events += served.events()
 
 
-def test_a_grammar_without_a_tokenizer_is_refused(llama: Path, start: Callable[[], Worker]) -> None:
-    worker = start()
-    worker.load(llama)
-    worker.add(1, [5, 6], msgspec.structs.replace(GREEDY, grammar=Grammar("json_object")))
-    assert "tokenizer" in str(worker.events())
+def test_a_grammar_without_a_tokenizer_is_refused(served: Worker) -> None:
+    served.add(20, [5, 6], msgspec.structs.replace(GREEDY, grammar=Grammar("json_object")))
+    assert "tokenizer" in str(served.events())
+
+
+def test_ctrl_c_is_the_servers_affair(served: Worker) -> None:
+    served.own.process.send_signal(signal.SIGINT)
+    served.add(21, [5, 6], GREEDY)
+    assert len(tokens_of(collect(served, {21})[21])) == 12
 
 
 def test_the_worker_ends_in_the_middle_of_a_step(llama: Path, start: Callable[[], Worker]) -> None:
     worker = start()
-    worker.load(llama)
+    loaded = worker.load(llama)
+    assert isinstance(loaded, Loaded)
+    assert (loaded.inputs, loaded.outputs) == ((), ())
     worker.add(1, [5, 6], msgspec.structs.replace(GREEDY, max_tokens=90))
     worker.events()
-    assert worker.close() == 0
+    assert worker.own.close() == 0
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path, start: Callable[[], Worker]) -> None:
@@ -164,12 +139,4 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path, start: Callable[[], Worke
     reply = worker.load(tmp_path)
     assert isinstance(reply, LoadFailed)
     assert "config.json" in reply.message
-    assert worker.process.wait(REPLY_TIMEOUT_S) == 1
-
-
-def test_ctrl_c_is_the_servers_affair(llama: Path, start: Callable[[], Worker]) -> None:
-    worker = start()
-    worker.load(llama)
-    worker.process.send_signal(signal.SIGINT)
-    worker.add(1, [5, 6], GREEDY)
-    assert len(tokens_of(collect(worker, {1})[1])) == 12
+    assert worker.own.process.wait(REPLY_TIMEOUT_S) == 1

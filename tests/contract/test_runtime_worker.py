@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +14,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from worker_process import REPLY_TIMEOUT_S, WorkerProcess
 
 from headrace.runtimes.base import InstanceSpec, TextSpec
 from headrace.runtimes.datatypes import to_array, to_raw
-from headrace.runtimes.regions import Region
 from headrace.runtimes.wire import (
-    HEADER_SIZE,
     INLINE_LIMIT,
-    SLOTS,
     Cancel,
     Execute,
     Executed,
@@ -35,37 +30,21 @@ from headrace.runtimes.wire import (
     Reply,
     Tensor,
     frame,
-    frame_size,
 )
 
-REPLY_TIMEOUT_S = 60
 ENDLESS = np.array(10**9, np.int64)
 """Iterations of the loop model that nobody has time for."""
 
 
 class Worker:
-    """One real worker process and the server's ends of its sockets and regions."""
+    """A worker that runs batches."""
 
     def __init__(self) -> None:
-        self.data, data = socket.socketpair()
-        self.control, control = socket.socketpair()
-        self.data.settimeout(REPLY_TIMEOUT_S)
-        self.regions = [Region.create(f"test-{number}") for number in range(2 * SLOTS)]
+        self.own = WorkerProcess()
         self._replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-        descriptors = [data.fileno(), control.fileno(), *(region.fd for region in self.regions)]
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "headrace.runtimes.worker"),
-                *("--data-fd", str(data.fileno()), "--control-fd", str(control.fileno())),
-                *("--regions", ",".join(str(region.fd) for region in self.regions)),
-            ],
-            pass_fds=descriptors,
-        )
-        data.close()
-        control.close()
 
     def load(self, instance: InstanceSpec) -> Reply:
-        self.data.sendall(frame(Load(instance)))
+        self.own.send(Load(instance))
         return self.receive()
 
     def send(
@@ -86,22 +65,22 @@ class Worker:
             parts.append(raw)
             end = start + len(raw)
         inline = bytearray(end) if end <= INLINE_LIMIT else None
-        block = self.regions[2 * slot].view(end) if inline is None else memoryview(inline)
+        block = self.own.regions[2 * slot].view(end) if inline is None else memoryview(inline)
         for tensor, raw in zip(tensors, parts, strict=True):
             block[tensor.offset : tensor.offset + tensor.size] = raw
         content = None if inline is None else bytes(inline)
         request = Execute(batch, slot, False, tuple(tensors), tuple(outputs), end, content)
-        self.data.sendall(frame(request))
+        self.own.send(request)
 
     def cancel(self, batch: int) -> None:
-        self.control.sendall(frame(Cancel(batch)))
+        self.own.control.sendall(frame(Cancel(batch)))
 
     def receive(self) -> Reply:
-        return self._replies.decode(self._exactly(frame_size(self._exactly(HEADER_SIZE))))
+        return self.own.receive(self._replies)
 
     def arrays(self, reply: Reply, slot: int = 0) -> dict[str, NDArray[Any]]:
         assert isinstance(reply, Executed), reply
-        region = self.regions[2 * slot + 1]
+        region = self.own.regions[2 * slot + 1]
         block = region.view(reply.size) if reply.block is None else memoryview(reply.block)
         return {
             tensor.name: to_array(
@@ -117,30 +96,7 @@ class Worker:
         return self.arrays(self.receive(), slot)
 
     def proc(self, name: str) -> Path:
-        return Path(f"/proc/{self.process.pid}/{name}")
-
-    def close(self) -> int:
-        """End the worker the way the server does and return its exit status."""
-        self.data.close()
-        self.control.close()
-        for region in self.regions:
-            region.close()
-        self.regions.clear()
-        try:
-            return self.process.wait(REPLY_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def _exactly(self, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            part = self.data.recv(size - len(received))
-            if not part:
-                raise EOFError
-            received += part
-        return bytes(received)
+        return Path(f"/proc/{self.own.process.pid}/{name}")
 
 
 @pytest.fixture
@@ -153,8 +109,8 @@ def start() -> Iterator[Callable[[], Worker]]:
         return workers[-1]
 
     yield starter
-    running = [worker.process.poll() is None for worker in workers]
-    statuses = [worker.close() for worker in workers]
+    running = [worker.own.process.poll() is None for worker in workers]
+    statuses = [worker.own.close() for worker in workers]
     assert not any(status for status, ran in zip(statuses, running, strict=True) if ran)
 
 
@@ -252,7 +208,7 @@ def test_a_wrong_batch_is_refused_and_the_next_one_runs(worker: Worker) -> None:
     worker.send(1, {"X": batch_of(2)["X"]})
     assert worker.receive() == Failed(1, "invalid", "missing input 'times'; the model expects times, X")
     truncated = Execute(2, 0, False, (Tensor("X", "FP32", (2, 2), 0, 8),), (), 8, bytes(8))
-    worker.data.sendall(frame(truncated))
+    worker.own.send(truncated)
     refused = worker.receive()
     assert isinstance(refused, Failed)
     assert (refused.batch, refused.kind) == (2, "invalid")
@@ -355,26 +311,26 @@ def test_a_damaged_model_is_reported(start: Callable[[], Worker], tmp_path: Path
     assert isinstance(reply, LoadFailed)
     assert reply.message.startswith("ONNX Runtime cannot load 'model.onnx': ")
     assert "\n" not in reply.message
-    assert worker.process.wait(REPLY_TIMEOUT_S) == 1
+    assert worker.own.process.wait(REPLY_TIMEOUT_S) == 1
 
 
 def test_the_socket_ends_the_worker_even_in_a_batch(worker: Worker) -> None:
     worker.send(1, {**batch_of(1), "times": ENDLESS})
     time.sleep(0.2)  # so that the loop runs
-    assert worker.close() == 0
+    assert worker.own.close() == 0
 
 
 def test_ctrl_c_is_for_the_server_only(worker: Worker) -> None:
-    worker.process.send_signal(signal.SIGINT)
+    worker.own.process.send_signal(signal.SIGINT)
     assert worker.run(1, batch_of(1))["Y"].tolist() == [[1.0]]
 
 
 def test_a_killed_worker_closes_its_socket(worker: Worker) -> None:
     worker.send(1, {**batch_of(1), "times": ENDLESS})
-    worker.process.kill()
+    worker.own.process.kill()
     with pytest.raises((EOFError, ConnectionResetError)):
         worker.receive()
-    assert worker.process.wait(REPLY_TIMEOUT_S) == -signal.SIGKILL
+    assert worker.own.process.wait(REPLY_TIMEOUT_S) == -signal.SIGKILL
 
 
 def test_the_process_is_named_after_the_model(worker: Worker) -> None:

@@ -6,26 +6,19 @@ import base64
 import http.client
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 from google.api import httpbody_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from waiting import block_until
 
 from headrace.rest.v1 import tei_pb2, tei_pb2_grpc
 
 HttpBody = httpbody_pb2.HttpBody
 SECONDS = 20.0
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -151,7 +144,7 @@ def test_server_that_goes_and_comes_back(own_gateway: Any) -> None:
         assert error.code() == grpc.StatusCode.UNAVAILABLE
         assert "{" not in error.details()
     own_gateway.call(own_gateway.start_server)
-    until(lambda: own_gateway.ask("GET", "/health").status == 200)
+    block_until(lambda: own_gateway.ask("GET", "/health").status == 200)
 
 
 def test_unhealthy_server_keeps_its_running_requests(own_gateway: Any) -> None:
@@ -160,12 +153,12 @@ def test_unhealthy_server_keeps_its_running_requests(own_gateway: Any) -> None:
     answer = connection.getresponse()
     assert answer.read1() == b"data: 1\n\n"
     own_gateway.set_live(alive=False)
-    until(lambda: own_gateway.ask("GET", "/health").status == 503)
+    block_until(lambda: own_gateway.ask("GET", "/health").status == 503)
     own_gateway.proceed()
     assert answer.read() == b"data: 2\n\n"
     connection.close()
     own_gateway.set_live(alive=True)
-    until(lambda: own_gateway.ask("GET", "/health").status == 200)
+    block_until(lambda: own_gateway.ask("GET", "/health").status == 200)
 
 
 def test_http_2_with_prior_knowledge_serves_rest(gateway: Any) -> None:

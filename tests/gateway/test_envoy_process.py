@@ -10,27 +10,19 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from structlog.testing import capture_logs
+from waiting import block_until
 
 from headrace.envoy.descriptors import discover
 from headrace.envoy.options import BootstrapOptions
 from headrace.server.proxy import EnvoyError, EnvoyProcess
 
 SECONDS = 20.0
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:
@@ -219,5 +211,5 @@ def test_envoy_dies_with_its_parent(tmp_path: Path, imports: str, run: str, numb
         pid = json.loads(parent.stdout.readline())
         assert not gone(pid)
         parent.send_signal(number)
-        until(lambda: gone(pid))
+        block_until(lambda: gone(pid))
         assert parent.wait(SECONDS) == -number

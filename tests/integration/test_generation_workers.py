@@ -7,13 +7,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from waiting import until
 
 from headrace.runtimes.generation.messages import Started, Tokens
 from headrace.runtimes.generation.parameters import Sampling
@@ -86,11 +87,6 @@ def workers() -> list[int]:
             if "headrace.runtimes.worker" in " ".join(child.cmdline()):
                 found.append(child.pid)
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def begun(ticket: Ticket) -> None:

@@ -211,7 +211,7 @@ def test_killed_workers_under_load_lose_no_request(demo_repository: Path, tmp_pa
 
     async def load() -> dict[str, int]:
         outcomes: dict[str, int] = {}
-        end = time.monotonic() + 6
+        end = time.monotonic() + 4
         async with grpc.aio.insecure_channel(server.grpc) as channel:
             stub = kserve.GRPCInferenceServiceStub(channel)
 
@@ -231,7 +231,7 @@ def test_killed_workers_under_load_lose_no_request(demo_repository: Path, tmp_pa
 
     def assassin() -> None:
         for _ in range(4):
-            time.sleep(1.0)
+            time.sleep(0.7)
             for worker in workers(server)[:1]:
                 os.kill(worker.pid, signal.SIGKILL)
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from waiting import until
 
 from headrace.runtimes.convert.arithmetic import addsub_graph, save
 from headrace.server.errors import LoadFailedError
@@ -46,11 +47,6 @@ async def serve(*roots: Path, **settings: Any) -> AsyncIterator[tuple[Repository
         yield repository, factory
     finally:
         await repository.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def addsub(repository: Repository, value: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from waiting import until
 
 from headrace.runtimes.base import InstanceSpec
 from headrace.server.errors import HeadraceError, LoadFailedError, WorkerCrashedError
@@ -64,11 +65,6 @@ async def serve(
         yield Served(group, batcher, failures)
     finally:
         await group.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def test_small_and_large_requests_give_right_answers(demo_repository: Path) -> None:

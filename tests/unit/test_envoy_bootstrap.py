@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from headrace.envoy.descriptors import Binding, bindings, descriptor_set, discov
 from headrace.envoy.golden import golden_yaml, with_table
 from headrace.envoy.listener import MODEL_HEADER, SURFACE_HEADER
 from headrace.envoy.options import BootstrapOptions, TlsOptions
+from headrace.envoy.tls import secrets
 from headrace.envoy.verbs import known_paths
 from headrace.server.proxy import EnvoyError, validate
 
@@ -74,6 +76,19 @@ def test_guide_without_its_marks_is_refused() -> None:
 async def test_envoy_accepts_it(tmp_path: Path, options: BootstrapOptions) -> None:
     config = tmp_path / "envoy.json"
     config.write_text(to_json(render(options, discover())), encoding="utf-8")
+    await validate(config)
+
+
+@pytest.mark.parametrize("client_auth", [False, True])
+async def test_envoy_accepts_tls_of_one_port(tmp_path: Path, client_auth: bool) -> None:
+    for name, document in secrets("certificate", "key", "authority").items():
+        (tmp_path / name).write_text(to_json(document), encoding="utf-8")
+    tls = TlsOptions(str(tmp_path), client_auth=client_auth)
+    document = render(dataclasses.replace(FULL, tls=tls), discover())
+    chains = [listener["filter_chains"][0] for listener in document["static_resources"]["listeners"]]
+    assert ["transport_socket" in chain for chain in chains] == [True, False]
+    config = tmp_path / "envoy.json"
+    config.write_text(to_json(document), encoding="utf-8")
     await validate(config)
 
 
@@ -205,14 +220,6 @@ def test_options_out_of_range(changes: dict[str, Any], message: str) -> None:
 
 def test_localhost_is_an_address() -> None:
     assert BootstrapOptions(upstream_socket="/s", listen_host="localhost").address == "127.0.0.1"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"minimum": "1.1"}, "minimum"), ({"client_crl": "/crl"}, "needs tls.client_ca")]
-)
-def test_tls_options_out_of_range(changes: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TlsOptions(certificate="/c", private_key="/k", **changes)
 
 
 def test_services_without_rules_make_no_bootstrap() -> None:

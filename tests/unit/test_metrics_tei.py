@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from metric_samples import scrape
 from tokenizers import Tokenizer, models
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -40,18 +40,6 @@ def text_model(name: str, task: Task, longest: int = 256) -> Model:
         statistics=ModelStatistics(),
         text=TextSettings(Tokenizer(models.WordLevel({"a": 0}, "a")), longest),
     )
-
-
-def scrape(requests: RequestMetrics, *served: Model) -> dict[str, float]:
-    """Sample name with its labels → value."""
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(Metrics(requests, lambda: list(served)).render().decode()):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            name = f"{sample.name}{{{labels}}}"
-            assert name not in found, f"{name} is there twice"
-            found[name] = sample.value
-    return found
 
 
 def refuse(

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from tokenizers import Tokenizer, models
+from told_engine import ToldEngine
 
-from headrace.kserve.v2.model_config_pb2 import ModelConfig
-from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.generation.base import GenerationSpec
-from headrace.runtimes.generation.messages import EngineStats, Event, Outputs, Started, Tokens
-from headrace.runtimes.generation.parameters import Sampling
+from headrace.runtimes.generation.messages import Started, StepStats, Tokens
 from headrace.server.errors import (
     ChatTemplateError,
     HeadraceError,
@@ -21,79 +14,26 @@ from headrace.server.errors import (
     InvalidJsonError,
     RequestRefusedError,
 )
-from headrace.server.repository.model import GenerationSettings, Model, SamplingDefaults, Task
-from headrace.server.scheduling.generating import EngineGenerator
+from headrace.server.repository.model import Task
 from headrace.server.tasks.generation import Timeline
-from headrace.server.telemetry.generation import GenerationStatistics
 from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestLabels, RequestMetrics
-from headrace.server.telemetry.statistics import ModelStatistics
 from headrace.server.telemetry.tgi import DURATION_BUCKETS
-from headrace.server.workers.generation import GenerationInstance
-from headrace.server.workers.supervised import RestartPolicy
 
 SECOND = 1_000_000_000
 LIMITS = GenerationSpec(max_tokens=301, max_sequences=4, kv_tokens=160, block_tokens=8, draft_tokens=2)
 MODEL = "model=m,version=1"
 
 
-class Engine:
-    """A generator whose one engine says what the test wants, and the counts of RPCs beside it."""
-
-    def __init__(self) -> None:
-        totals = ModelStatistics()
-        self.statistics = GenerationStatistics(totals, LIMITS.max_tokens, block_tokens=8, draft_tokens=2)
-        self.generator = EngineGenerator("m", self.statistics, 100)
-        self.requests = RequestMetrics()
-        spec = InstanceSpec(model="m", runtime="none", path="", generation=LIMITS)
-        self.instance = GenerationInstance(
-            spec, RestartPolicy(), on_restart=lambda: None, on_failed=lambda _: None
-        )
-        self.generator.attach(self.instance)
-        settings = GenerationSettings(
-            Tokenizer(models.WordLevel({"a": 0}, "a")), LIMITS.max_tokens, 1, (), {}, {}, SamplingDefaults()
-        )
-        self.model = Model(
-            name="m",
-            version=1,
-            task=Task.GENERATE,
-            platform="none",
-            config=ModelConfig(),
-            max_batch_size=0,
-            inputs=(),
-            outputs=(),
-            batcher=None,
-            statistics=totals,
-            generation=settings,
-            generator=self.generator,
-        )
-
-    def submit(self, count: int, **sampling: Any) -> list[int]:
-        prompt = np.arange(20, dtype=np.int32)
-        return [self.generator.submit(prompt, Sampling(**sampling)).id for _ in range(count)]
-
-    def answer(self, *events: Event, **numbers: int) -> None:
-        values: dict[str, Any] = {**dict.fromkeys(EngineStats.__struct_fields__, 0), **numbers}
-        self.instance._reply(Outputs(events, EngineStats(**values)))
-
-    def refuse(self, error: type[HeadraceError], method: str = "Generate", protocol: str = "tgi") -> None:
-        labels = RequestLabels(protocol, method, "m", "1", Task.GENERATE.value)
-        self.requests.ended(labels, "INVALID_ARGUMENT", 0.1, error)
-
-    def scrape(self) -> dict[str, float]:
-        """Sample name with its labels → value."""
-        return samples(Metrics(self.requests, lambda: [self.model]).render().decode())
+def told_engine() -> ToldEngine:
+    return ToldEngine(LIMITS)
 
 
-def samples(text: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            name = f"{sample.name}{{{labels}}}"
-            assert name not in found, f"{name} is there twice"
-            found[name] = sample.value
-    return found
+def refuse(
+    engine: ToldEngine, error: type[HeadraceError], method: str = "Generate", protocol: str = "tgi"
+) -> None:
+    labels = RequestLabels(protocol, method, "m", "1", Task.GENERATE.value)
+    engine.requests.ended(labels, "INVALID_ARGUMENT", 0.1, error)
 
 
 def bounds(found: dict[str, float], name: str, labels: str = MODEL) -> list[float]:
@@ -106,7 +46,7 @@ def bounds(found: dict[str, float], name: str, labels: str = MODEL) -> list[floa
 
 
 async def test_requests_and_their_durations() -> None:
-    engine = Engine()
+    engine = told_engine()
     engine.submit(3, max_tokens=5)
     times = Timeline(
         received=SECOND,
@@ -135,7 +75,7 @@ async def test_requests_and_their_durations() -> None:
 
 
 async def test_counters_keep_their_names() -> None:
-    text = Metrics(RequestMetrics(), lambda: [Engine().model]).render().decode()
+    text = Metrics(RequestMetrics(), lambda: [told_engine().model]).render().decode()
     assert '\ntgi_request_count{model="m",version="1"} 0\n' in text
     assert "tgi_request_count_total" not in text
     for name in ("tgi_batch_concat", "tgi_batch_concat_duration", "tgi_batch_filter_duration"):
@@ -144,7 +84,7 @@ async def test_counters_keep_their_names() -> None:
 
 
 async def test_failures_by_their_cause() -> None:
-    engine = Engine()
+    engine = told_engine()
     engine.submit(4, max_tokens=5)
     ended = Timeline(received=SECOND, finished=2 * SECOND)
     for _ in range(2):
@@ -153,11 +93,11 @@ async def test_failures_by_their_cause() -> None:
     engine.statistics.rejected += 1  # as a text stream does when the engine refused
     engine.statistics.observe_finished("error", ended, prompt_tokens=1, generated_tokens=0)
     engine.statistics.observe_refused()
-    engine.refuse(InputTooLongError, protocol="openai", method="ChatCompletions")
-    engine.refuse(ChatTemplateError)
-    engine.refuse(RequestRefusedError)  # counted above
-    engine.refuse(InvalidJsonError)  # no request yet
-    engine.refuse(InputTooLongError, method="Tokenize")  # asks for no text
+    refuse(engine, InputTooLongError, protocol="openai", method="ChatCompletions")
+    refuse(engine, ChatTemplateError)
+    refuse(engine, RequestRefusedError)  # counted above
+    refuse(engine, InvalidJsonError)  # no request yet
+    refuse(engine, InputTooLongError, method="Tokenize")  # asks for no text
     found = engine.scrape()
     counts = {
         err: found[f"tgi_request_failure_total{{err={err},{MODEL}}}"]
@@ -176,20 +116,14 @@ async def test_failures_by_their_cause() -> None:
 
 
 async def test_steps_of_the_engine() -> None:
-    engine = Engine()
+    engine = told_engine()
     first, second, _ = engine.submit(3, max_tokens=5)
     engine.answer(Started(first, 0), Started(second, 0))
-    engine.answer(steps=1, prefill_steps=1, prefill_ns=4_000_000, prefill_forward_ns=3_000_000)
+    engine.answer(steps=1, prefill=StepStats(1, ns=4_000_000, forward_ns=3_000_000))
     engine.answer(
         steps=4,
-        prefill_steps=2,
-        prefill_failures=1,
-        prefill_ns=4_000_000,
-        prefill_forward_ns=3_000_000,
-        decode_steps=2,
-        decode_ns=6_000_000,
-        decode_forward_ns=4_000_000,
-        decode_choice_ns=1_000_000,
+        prefill=StepStats(2, failures=1, ns=4_000_000, forward_ns=3_000_000),
+        decode=StepStats(2, ns=6_000_000, forward_ns=4_000_000, choice_ns=1_000_000),
         running=2,
         free_blocks=5,
         total_blocks=20,
@@ -221,10 +155,10 @@ def _sorted(name: str) -> str:
 
 
 async def test_a_restarted_engine_counts_from_zero_again() -> None:
-    engine = Engine()
-    engine.answer(steps=5, decode_steps=5, decode_ns=5_000_000)
+    engine = told_engine()
+    engine.answer(steps=5, decode=StepStats(5, ns=5_000_000))
     engine.generator.died(engine.instance)
-    engine.answer(steps=2, decode_steps=2, decode_ns=2_000_000)
+    engine.answer(steps=2, decode=StepStats(2, ns=2_000_000))
     found = engine.scrape()
     name = _sorted(f"tgi_batch_inference_duration_sum{{method=decode,{MODEL}}}")
     assert found[name] == pytest.approx(0.007)
@@ -232,7 +166,7 @@ async def test_a_restarted_engine_counts_from_zero_again() -> None:
 
 
 async def test_tokens_by_guessing() -> None:
-    engine = Engine()
+    engine = told_engine()
     (request,) = engine.submit(1, max_tokens=50)
     engine.answer(Started(request, 0))
     for tokens in ((1,), (1, 2), (1, 2, 3), (1, 2, 3), (1,), tuple(range(9))):  # the last cannot be guesses
@@ -246,7 +180,7 @@ async def test_tokens_by_guessing() -> None:
 
 
 async def test_buckets_are_those_of_the_router() -> None:
-    found = Engine().scrape()
+    found = told_engine().scrape()
     durations = bounds(found, "tgi_request_duration")
     assert durations == list(DURATION_BUCKETS)
     assert len(durations) == 35

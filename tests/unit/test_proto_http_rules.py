@@ -46,6 +46,7 @@ PROMISED = [
     ("POST", "/rerank", "TeiService.Rerank"),
     ("POST", "/v1/rerank", "TeiService.Rerank"),
     ("POST", "/v2/rerank", "TeiService.Rerank"),
+    ("POST", "/v2/embed", "VllmPoolingService.CohereEmbed"),
     ("POST", "/predict", "TeiService.Predict"),
     ("POST", "/v1/predict", "TeiService.Predict"),
     ("POST", "/classify", "OicmService.Classify"),

@@ -24,7 +24,8 @@ KEYS = [
     "dimensions", "normalize", "prompt_name", "raw_scores", "return_text", "top_k", "top_n",
     "encoding_format", "model", "data", "instances", "dataframe_split", "dataframe_records", "columns", "x",
     "messages", "queries", "items", "data_1", "data_2", "text_1", "text_2", "role", "content", "task",
-    "embed_dtype", "endianness", "truncate_prompt_tokens", "max_tokens_per_doc", "chat_template", "zzz",
+    "embed_dtype", "endianness", "input_type", "embedding_types", "images", "output_dimension", "max_tokens",
+    "truncate_prompt_tokens", "max_tokens_per_doc", "chat_template", "zzz",
 ]  # fmt: skip
 leaves = (
     st.none()
@@ -33,7 +34,7 @@ leaves = (
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=[]), max_size=6)
-    | st.sampled_from(["good", "Left", "base64", "bytes", "fp8_e5m2", "big", "embed"])
+    | st.sampled_from(["good", "Left", "base64", "bytes", "fp8_e5m2", "big", "embed", "END", "int8"])
     | st.sampled_from(["e", "c", "r", "-", "a b c " * 9])
 )
 values = st.recursive(
@@ -52,6 +53,7 @@ MESSAGES = {
     "Classify": oicm_pb2.OicmServiceClassifyRequest,
     "Score": vllm_pb2.VllmPoolingServiceScoreRequest,
     "Pooling": vllm_pb2.VllmPoolingServicePoolingRequest,
+    "CohereEmbed": vllm_pb2.VllmPoolingServiceCohereEmbedRequest,
 }
 
 
@@ -61,7 +63,7 @@ def service(rpc: str, repository: Any, tokenizing: Tokenizing) -> Any:
         return OpenaiService(repository, pooling)
     if rpc == "Classify":
         return OicmService(repository, tokenizing, pooling)
-    if rpc in ("Score", "Pooling"):
+    if rpc in ("Score", "Pooling", "CohereEmbed"):
         return VllmPoolingService(pooling)
     return TeiService(TeiRequests(repository, tokenizing), pooling)
 
@@ -70,7 +72,7 @@ fuzzed = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 
 
 @pytest.mark.parametrize("rpc", MESSAGES)
-@settings(fuzzed, max_examples=120)
+@settings(fuzzed, max_examples=80)
 @given(body=values | likely, model=st.sampled_from(["", "e", "c", "r", "nope"]))
 def test_any_json(
     rpc: str,
@@ -89,7 +91,7 @@ def test_any_json(
 
 
 @pytest.mark.parametrize("rpc", MESSAGES)
-@settings(fuzzed, max_examples=60)
+@settings(fuzzed, max_examples=40)
 @given(body=st.binary(max_size=40))
 def test_any_bytes(
     rpc: str, body: bytes, runner: asyncio.Runner, own_repository: Any, rest: Any, tokenizing: Tokenizing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -17,7 +16,6 @@ from headrace.server.repository.model import Model
 from headrace.server.tasks import chat_templates
 from headrace.server.tasks.chat import Chat, chat_prompt
 from headrace.server.tasks.generate import Generating
-from headrace.server.tasks.tokenization import Tokenizing
 
 USER = {"role": "user", "content": 'hello <b>"fox"</b> & 東京 '}
 ANSWER = {"role": "assistant", "content": " says the fox "}
@@ -56,13 +54,6 @@ def reference(template: str) -> Any:
 def model(template: str | dict[str, str] = "") -> Model:
     templates = {"default": template} if isinstance(template, str) else template
     return scripted_model(ScriptedGenerator(), tokenizer(), chat_templates=templates, max_tokens=2048)
-
-
-@pytest.fixture
-def generating() -> Iterator[Generating]:
-    tokenizing = Tokenizing(1)
-    yield Generating(tokenizing)
-    tokenizing.close()
 
 
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {

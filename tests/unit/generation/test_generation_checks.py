@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
-from scripted_generation import ScriptedGenerator, byte_tokenizer, options, scripted_model
-from tokenizers import Tokenizer
+from scripted_generation import ScriptedGenerator, options, plain_tokenizer, scripted_model
 
 from headrace.server.errors import InputEmptyError, InputTooLongError, InvalidArgumentError
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.prompts import Prompt
 from headrace.server.tasks.text_stream import TextStream, complete
-from headrace.server.tasks.tokenization import Tokenizing
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-@pytest.fixture
-def generating() -> Iterator[Generating]:
-    tokenizing = Tokenizing(1)
-    yield Generating(tokenizing)
-    tokenizing.close()
 
 
 async def started(generating: Generating, generator: ScriptedGenerator, **values: Any) -> TextStream:
-    return await generating.start(scripted_model(generator, tokenizer()), Prompt("hello"), options(**values))
+    return await generating.start(
+        scripted_model(generator, plain_tokenizer()), Prompt("hello"), options(**values)
+    )
 
 
 async def test_the_context_limits_the_output(generating: Generating) -> None:
     generator = ScriptedGenerator([5])
-    model = scripted_model(generator, tokenizer(), max_tokens=10)
+    model = scripted_model(generator, plain_tokenizer(), max_tokens=10)
     prompt = Prompt(token_ids=(1, 2, 3, 4))
     await complete(await generating.start(model, prompt, options(max_tokens=100, min_tokens=50)))
     sent = generator.tickets[0].sampling
@@ -54,7 +40,7 @@ async def test_the_context_limits_the_output(generating: Generating) -> None:
 
 async def test_prompts_are_truncated_when_asked(generating: Generating) -> None:
     generator = ScriptedGenerator([5])
-    model = scripted_model(generator, tokenizer())
+    model = scripted_model(generator, plain_tokenizer())
     prompt = Prompt(token_ids=(1, 2, 3, 4), truncate=3)
     for given, kept in [(prompt, [2, 3, 4]), (replace(prompt, keep_end=False), [1, 2, 3])]:
         await complete(await generating.start(model, given, options()))
@@ -75,7 +61,7 @@ async def test_prompts_are_truncated_when_asked(generating: Generating) -> None:
 )
 async def test_impossible_prompts(generating: Generating, prompt: Prompt, error: type[Exception]) -> None:
     with pytest.raises(error):
-        await generating.start(scripted_model(ScriptedGenerator(), tokenizer()), prompt, options())
+        await generating.start(scripted_model(ScriptedGenerator(), plain_tokenizer()), prompt, options())
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [

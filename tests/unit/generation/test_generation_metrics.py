@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from tokenizers import Tokenizer, models
+from metric_samples import scrape
+from told_engine import ToldEngine
 
-from headrace.kserve.v2.model_config_pb2 import ModelConfig
-from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.generation.base import GenerationSpec
-from headrace.runtimes.generation.messages import EngineStats, Event, Outputs, Started, Tokens
-from headrace.runtimes.generation.parameters import Sampling
+from headrace.runtimes.generation.messages import Started, Tokens
 from headrace.server.errors import TaskNotSupportedError, UnsupportedError
-from headrace.server.repository.model import GenerationSettings, Model, SamplingDefaults, Task
-from headrace.server.scheduling.generating import EngineGenerator
 from headrace.server.tasks.batching import batcher_of
 from headrace.server.tasks.generation import Timeline
 from headrace.server.tasks.infer import infer
 from headrace.server.tasks.tensors import InferRequest
 from headrace.server.tasks.text_models import text_settings
 from headrace.server.tasks.tokenization import Tokenizing
-from headrace.server.telemetry.generation import GenerationStatistics
-from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestMetrics
-from headrace.server.telemetry.statistics import ModelStatistics
-from headrace.server.workers.generation import GenerationInstance
-from headrace.server.workers.supervised import RestartPolicy
 
 SECOND = 1_000_000_000
 LIMITS = GenerationSpec(max_tokens=300, max_sequences=4, kv_tokens=160)
-
-
-class Engine:
-    """A generator with one engine that is never started: the test says what the engine answered."""
-
-    def __init__(self, version: int = 1) -> None:
-        totals = ModelStatistics()
-        self.statistics = GenerationStatistics(totals, LIMITS.max_tokens)
-        self.generator = EngineGenerator("m", self.statistics, 100)
-        spec = InstanceSpec(model="m", runtime="none", path="", generation=LIMITS)
-        self.instance = GenerationInstance(
-            spec, RestartPolicy(), on_restart=lambda: None, on_failed=lambda _: None
-        )
-        self.generator.attach(self.instance)
-        settings = GenerationSettings(
-            Tokenizer(models.WordLevel({"a": 0}, "a")), LIMITS.max_tokens, 1, (), {}, {}, SamplingDefaults()
-        )
-        self.model = Model(
-            name="m",
-            version=version,
-            task=Task.GENERATE,
-            platform="none",
-            config=ModelConfig(),
-            max_batch_size=0,
-            inputs=(),
-            outputs=(),
-            batcher=None,
-            statistics=totals,
-            generation=settings,
-            generator=self.generator,
-        )
-
-    def answer(self, *events: Event, **numbers: int) -> None:
-        values: dict[str, Any] = {**dict.fromkeys(EngineStats.__struct_fields__, 0), **numbers}
-        self.instance._reply(Outputs(events, EngineStats(**values)))
-
-
-def scrape(*served: Model) -> dict[str, float]:
-    """Sample name with its labels → value."""
-    text = Metrics(RequestMetrics(), lambda: list(served)).render().decode()
-    samples: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            name = f"{sample.name}{{{labels}}}"
-            assert name not in samples, f"{name} is there twice"
-            samples[name] = sample.value
-    return samples
 
 
 def finished(**times: float) -> Timeline:
@@ -87,11 +26,9 @@ def finished(**times: float) -> Timeline:
 
 
 async def test_numbers_of_engines_and_requests() -> None:
-    engine = Engine()
-    prompt = np.arange(20, dtype=np.int32)
-    tickets = [engine.generator.submit(prompt, Sampling(max_tokens=5)) for _ in range(3)]
-    first = tickets[0].id
-    engine.answer(Started(first, 16), Started(tickets[1].id, 0))
+    engine = ToldEngine(LIMITS)
+    first, second, _ = engine.submit(3, max_tokens=5)
+    engine.answer(Started(first, 16), Started(second, 0))
     engine.answer(
         Tokens(first, 0, (1, 2, 3), finish="stop"),
         free_slots=3,
@@ -106,7 +43,7 @@ async def test_numbers_of_engines_and_requests() -> None:
     timeline = finished(started=0.2, first_token=0.5, finished=1.1)
     engine.statistics.observe_finished("stop", timeline, prompt_tokens=20, generated_tokens=3)
     engine.statistics.observe_finished("abort", finished(), prompt_tokens=20, generated_tokens=0)
-    samples = scrape(engine.model)
+    samples = engine.scrape()
     ours, theirs = "{model=m,version=1}", "{engine=0,model_name=m}"
     expected = {
         f"headrace_generation_requests_running{ours}": 1,
@@ -154,17 +91,17 @@ async def test_numbers_of_engines_and_requests() -> None:
 
 
 async def test_an_older_version_has_a_name_of_its_own() -> None:
-    samples = scrape(Engine(1).model, Engine(2).model)
+    samples = scrape(RequestMetrics(), ToldEngine(LIMITS, 1).model, ToldEngine(LIMITS, 2).model)
     for name in ("m", "m@1"):
         assert samples[f"vllm:num_requests_running{{engine=0,model_name={name}}}"] == 0
 
 
 def test_servers_without_such_models_have_none_of_it() -> None:
-    assert not [name for name in scrape() if "vllm" in name or "generation" in name]
+    assert not [name for name in scrape(RequestMetrics()) if "vllm" in name or "generation" in name]
 
 
 async def test_models_that_generate_take_no_tensors_and_no_texts() -> None:
-    model = Engine().model
+    model = ToldEngine(LIMITS).model
     with pytest.raises(UnsupportedError) as caught:
         batcher_of(model)
     for way in ("/v1/chat/completions", "/v1/completions", "GenerationService"):

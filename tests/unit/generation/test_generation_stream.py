@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -12,12 +10,12 @@ import pytest
 from scripted_generation import (
     ScriptedGenerator,
     ScriptedTicket,
-    byte_tokenizer,
+    byte_ids,
     options,
+    plain_tokenizer,
     scripted_model,
     token_id,
 )
-from tokenizers import Tokenizer
 
 from headrace.runtimes.generation.messages import Accepted, Logprob, PromptLogprobs, Started, Tokens
 from headrace.runtimes.generation.parameters import Grammar
@@ -32,61 +30,43 @@ from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.generation import Delta, GenerationOptions
 from headrace.server.tasks.prompts import Prompt
 from headrace.server.tasks.text_stream import TextStream, complete
-from headrace.server.tasks.tokenization import Tokenizing
 
 HELLO = Prompt("hello")
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-def ids(text: str) -> list[int]:
-    found: list[int] = tokenizer().encode(text).ids
-    return found
-
-
-@pytest.fixture
-def generating() -> Iterator[Generating]:
-    tokenizing = Tokenizing(1)
-    yield Generating(tokenizing)
-    tokenizing.close()
 
 
 async def started(
     generating: Generating, generator: ScriptedGenerator, given: GenerationOptions, **more: Any
 ) -> TextStream:
-    return await generating.start(scripted_model(generator, tokenizer()), HELLO, given, **more)
+    return await generating.start(scripted_model(generator, plain_tokenizer()), HELLO, given, **more)
 
 
 async def test_deltas_joined_are_the_whole_text(generating: Generating) -> None:
     text = " says the fox 東京 👍"
-    generator = ScriptedGenerator(ids(text))
+    generator = ScriptedGenerator(byte_ids(text))
     stream = await started(generating, generator, options())
     deltas = [delta async for delta in stream]
     assert "".join(delta.text for delta in deltas) == text
     assert not any("\ufffd" in delta.text for delta in deltas)
-    assert [token for delta in deltas for token in delta.token_ids] == ids(text)
+    assert [token for delta in deltas for token in delta.token_ids] == byte_ids(text)
     assert [delta.finish for delta in deltas][-2:] == [None, "length"]
     result = await complete(await started(generating, generator, options()))
-    assert (result.samples[0].text, result.samples[0].token_ids) == (text, ids(text))
+    assert (result.samples[0].text, result.samples[0].token_ids) == (text, byte_ids(text))
     times = result.timeline
     assert 0 < times.received <= times.tokenized <= times.started <= times.first_token <= times.finished
-    assert generator.tickets[0].prompt == ids("hello")
+    assert generator.tickets[0].prompt == byte_ids("hello")
     assert all(ticket.closed for ticket in generator.tickets)
     assert generator.statistics.finished["length"] == 2
     assert len(generating.running) == 0
 
 
 async def test_the_end_of_sequence_is_a_token_but_no_text(generating: Generating) -> None:
-    end = token_id(tokenizer(), "<|im_end|>")
+    end = token_id(plain_tokenizer(), "<|im_end|>")
     for skip, include, text in [
         (True, False, " fox"),
         (False, False, " fox"),
         (False, True, " fox<|im_end|>"),
     ]:
-        generator = ScriptedGenerator([*ids(" fox"), end], "stop", eos=True)
+        generator = ScriptedGenerator([*byte_ids(" fox"), end], "stop", eos=True)
         given = options(skip_special_tokens=skip, include_stop=include)
         (sample,) = (await complete(await started(generating, generator, given))).samples
         assert (sample.text, sample.finish, sample.stop, sample.eos) == (text, "stop", None, True)
@@ -96,43 +76,43 @@ async def test_the_end_of_sequence_is_a_token_but_no_text(generating: Generating
 async def test_a_stop_token_is_told(generating: Generating) -> None:
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(stop_token_ids=(9,)))
-    generator.tickets[0].push(Tokens(1, 0, (*ids(" fox"), 9), finish="stop", stop_token=9))
+    generator.tickets[0].push(Tokens(1, 0, (*byte_ids(" fox"), 9), finish="stop", stop_token=9))
     (sample,) = (await complete(stream)).samples
     assert (sample.text, sample.finish, sample.stop, sample.eos) == (" fox", "stop", 9, False)
 
 
 @pytest.mark.parametrize("include", [False, True])
 async def test_a_stop_text_ends_the_request(generating: Generating, *, include: bool) -> None:
-    generator = ScriptedGenerator(ids(" says stop the fox"))
+    generator = ScriptedGenerator(byte_ids(" says stop the fox"))
     given = options(stop=("nothing", "s stop"), include_stop=include)
     stream = await started(generating, generator, given)
     deltas = [delta async for delta in stream]
     assert "".join(delta.text for delta in deltas) == (" says stop" if include else " say")
     assert (deltas[-1].finish, deltas[-1].stop) == ("stop", "s stop")
-    assert [token for delta in deltas for token in delta.token_ids] == ids(" says stop")
+    assert [token for delta in deltas for token in delta.token_ids] == byte_ids(" says stop")
     assert generator.tickets[0].closed
 
 
 async def test_tokens_that_come_together_are_cut_at_the_stop_text(generating: Generating) -> None:
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(stop=(" stop",), details=True, logprobs=0))
-    tokens = ids(" says stop the fox")
+    tokens = byte_ids(" says stop the fox")
     generator.tickets[0].push(Tokens(1, 0, tuple(tokens), tuple(Logprob(-1.0, 1) for _ in tokens), "length"))
     (sample,) = (await complete(stream)).samples
     assert (sample.text, sample.finish, sample.stop) == (" says", "stop", " stop")
-    assert sample.token_ids == ids(" says stop") == [detail.token_id for detail in sample.details]
+    assert sample.token_ids == byte_ids(" says stop") == [detail.token_id for detail in sample.details]
 
 
 async def test_no_stop_text_counts_before_min_tokens(generating: Generating) -> None:
     text = " stop the stop fox"
-    generator = ScriptedGenerator(ids(text))
-    given = options(stop=(" stop",), min_tokens=len(ids(" stop")))
+    generator = ScriptedGenerator(byte_ids(text))
+    given = options(stop=(" stop",), min_tokens=len(byte_ids(" stop")))
     (sample,) = (await complete(await started(generating, generator, given))).samples
     assert (sample.text, sample.stop) == (" stop the", " stop")
 
 
 async def test_text_that_was_held_back_comes_at_the_end(generating: Generating) -> None:
-    generator = ScriptedGenerator(ids(" the fox"))
+    generator = ScriptedGenerator(byte_ids(" the fox"))
     (sample,) = (await complete(await started(generating, generator, options(stop=("fox!",))))).samples
     assert sample.text == " the fox"
 
@@ -141,7 +121,7 @@ async def test_samples_interleave_and_end_one_by_one(generating: Generating) -> 
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(n=2, best_of=2, stop=(" stop",)))
     (ticket,) = generator.tickets
-    fox, stop = tuple(ids(" fox")), tuple(ids(" stop"))
+    fox, stop = tuple(byte_ids(" fox")), tuple(byte_ids(" stop"))
     ticket.push(Tokens(1, 1, fox), Tokens(1, 0, stop))
     ticket.push(Tokens(1, 0, fox), Tokens(1, 1, fox, finish="length"))
     deltas = [delta async for delta in stream]
@@ -156,21 +136,23 @@ async def test_a_sample_that_the_engine_ended_is_not_ended_again(generating: Gen
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(n=3, best_of=3, stop=(" stop",)))
     (ticket,) = generator.tickets
-    stop = tuple(ids(" stop"))
+    stop = tuple(byte_ids(" stop"))
     ticket.push(Tokens(1, 0, stop, finish="length"), Tokens(1, 1, stop), Tokens(1, 2, stop))
     assert [delta.stop async for delta in stream] == [" stop"] * 3
     assert (ticket.ended, ticket.closed) == ([1], True)
 
 
 async def test_details_have_texts_bytes_and_alternatives(generating: Generating) -> None:
-    generator = ScriptedGenerator(ids(" 東"))
+    generator = ScriptedGenerator(byte_ids(" 東"))
     stream = await started(generating, generator, options(details=True, logprobs=2))
     (sample,) = (await complete(stream)).samples
     assert b"".join(detail.raw for detail in sample.details) == " 東".encode()
     first = sample.details[0]
     assert (first.logprob, first.rank) == (-sample.token_ids[0] / 100, 1)
     assert [(other.token_id, other.logprob) for other in first.top] == [(10, -0.1), (11, -0.11)]
-    assert first.top[0].raw == generating.vocabulary(scripted_model(generator, tokenizer())).text(10).raw
+    assert (
+        first.top[0].raw == generating.vocabulary(scripted_model(generator, plain_tokenizer())).text(10).raw
+    )
 
 
 async def test_prompt_logprobs_describe_the_prompt(generating: Generating) -> None:
@@ -204,7 +186,7 @@ async def next_of(stream: TextStream) -> Delta:
 async def test_abort_ends_a_waiting_reader(generating: Generating) -> None:
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(request_id="mine", stop=("fox!",)))
-    generator.tickets[0].push(Tokens(1, 0, tuple(ids(" the fox"))))
+    generator.tickets[0].push(Tokens(1, 0, tuple(byte_ids(" the fox"))))
     assert (await anext(stream)).text == " the "
     reader = asyncio.create_task(next_of(stream))
     await asyncio.sleep(0)
@@ -221,7 +203,7 @@ async def test_abort_ends_a_waiting_reader(generating: Generating) -> None:
 async def test_abort_while_nobody_reads(generating: Generating) -> None:
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options(request_id="mine", n=2, best_of=2))
-    generator.tickets[0].push(Tokens(1, 0, tuple(ids(" fox")), finish="length"))
+    generator.tickets[0].push(Tokens(1, 0, tuple(byte_ids(" fox")), finish="length"))
     assert (await anext(stream)).finish == "length"
     assert generating.running.abort("mine") == 1
     assert [(delta.sample, delta.finish) async for delta in stream] == [(1, "abort")]
@@ -251,7 +233,7 @@ async def test_a_caller_who_goes_frees_the_slot(generating: Generating) -> None:
 async def test_a_crash_ends_the_stream_after_what_came(generating: Generating) -> None:
     generator = ScriptedGenerator()
     stream = await started(generating, generator, options())
-    generator.tickets[0].push(Tokens(1, 0, tuple(ids(" fox"))))
+    generator.tickets[0].push(Tokens(1, 0, tuple(byte_ids(" fox"))))
     generator.tickets[0].fail(WorkerCrashedError("the worker died"))
     assert (await anext(stream)).text == " fox"
     with pytest.raises(WorkerCrashedError):
@@ -297,7 +279,7 @@ async def test_refusals_of_the_engine_and_of_the_model(generating: Generating) -
     generator.refuse = QueueFullError("Exceeds maximum queue size")
     with pytest.raises(QueueFullError):
         await started(generating, generator, options())
-    model = scripted_model(generator, tokenizer())
+    model = scripted_model(generator, plain_tokenizer())
     model.generation = None
     with pytest.raises(TaskNotSupportedError):
         await generating.start(model, HELLO, options())

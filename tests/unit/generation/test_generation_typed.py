@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import pytest
-from scripted_generation import Context, OneModel, ScriptedGenerator, byte_tokenizer, scripted_model
-from tokenizers import Tokenizer
+from scripted_generation import Context, ScriptedGenerator, byte_ids
+from typed_generation import parameters, service
 
 from headrace.runtimes.generation.messages import Accepted, Logprob, PromptLogprobs, Started, Tokens
 from headrace.runtimes.generation.parameters import Grammar, Sampling
@@ -21,48 +18,12 @@ from headrace.server.errors import (
 )
 from headrace.server.repository.model import SamplingDefaults
 from headrace.server.services.call import Call
-from headrace.server.services.generation import GenerationService
 from headrace.server.tasks.generate import Generating
-from headrace.server.tasks.tokenization import Tokenizing
 from headrace.v1 import generation_pb2 as pb
-
-USER = pb.ChatMessage(role="user", content="hello")
-WEATHER = pb.Tool(name="weather", description="d", parameters_json_schema='{"type": "object"}')
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-def ids(text: str) -> list[int]:
-    found: list[int] = tokenizer().encode(text).ids
-    return found
-
-
-@pytest.fixture
-def generating() -> Iterator[Generating]:
-    tokenizing = Tokenizing(1)
-    yield Generating(tokenizing)
-    tokenizing.close()
-
-
-@pytest.fixture
-def call() -> Call:
-    return Call(Context(), "headrace")  # type: ignore[arg-type]
-
-
-def service(generating: Generating, generator: ScriptedGenerator, **settings: Any) -> GenerationService:
-    model = scripted_model(generator, tokenizer(), **settings)
-    return GenerationService(OneModel(model), generating)  # type: ignore[arg-type]
-
-
-def parameters(**values: Any) -> pb.GenerationParameters:
-    return pb.GenerationParameters(**({"temperature": 0} | values))
 
 
 async def test_a_prompt_is_continued(generating: Generating, call: Call) -> None:
-    generator = ScriptedGenerator(ids(" says 東京"))
+    generator = ScriptedGenerator(byte_ids(" says 東京"))
     generator.cached = 1
     own = service(generating, generator)
     request = pb.GenerateRequest(
@@ -70,19 +31,19 @@ async def test_a_prompt_is_continued(generating: Generating, call: Call) -> None
     )
     answer = await own.Generate(request, call)
     (sample,) = answer.samples
-    assert (sample.text, list(sample.token_ids)) == (" says 東京", ids(" says 東京"))
+    assert (sample.text, list(sample.token_ids)) == (" says 東京", byte_ids(" says 東京"))
     assert sample.finish == pb.Finish(reason=pb.FINISH_REASON_LENGTH)
     assert b"".join(token.raw for token in sample.tokens) == " says 東京".encode()
     first = sample.tokens[0]
     assert (first.id, first.rank, first.top[0].id) == (sample.token_ids[0], 1, 10)
     assert first.logprob == pytest.approx(-first.id / 100)
     assert (answer.start.model, answer.start.model_version) == ("llm", "1")
-    assert list(answer.start.prompt_token_ids) == ids("hello")
+    assert list(answer.start.prompt_token_ids) == byte_ids("hello")
     assert not answer.start.HasField("seed")
     usage = answer.usage
-    count = len(ids(" says 東京"))
+    count = len(byte_ids(" says 東京"))
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (
-        len(ids("hello")),
+        len(byte_ids("hello")),
         count,
         1,
     )
@@ -111,7 +72,7 @@ async def test_every_parameter_arrives(generating: Generating, call: Call) -> No
     await service(generating, generator).Generate(pb.GenerateRequest(text="x", parameters=given), call)
     sent = generator.tickets[0].sampling
     assert sent.bad_words
-    assert set(sent.bad_words) == {tuple(ids("fox")), tuple(ids(" fox"))}
+    assert set(sent.bad_words) == {tuple(byte_ids("fox")), tuple(byte_ids(" fox"))}
     expected = Sampling(
         max_tokens=9, min_tokens=2, temperature=0.7, top_k=4, top_p=0.9, min_p=0.1, typical_p=0.8,
         repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=-0.3, logit_bias=((7, 1.5),),
@@ -130,7 +91,7 @@ async def test_defaults_are_the_models(generating: Generating, call: Call) -> No
         answer = await service(generating, generator, defaults=own).Generate(request, call)
         assert answer.start.seed == generator.tickets[-1].sampling.seed  # it was drawn
     plain, set_ = (ticket.sampling for ticket in generator.tickets)
-    assert plain == Sampling(max_tokens=256 - len(ids("hello")), seed=plain.seed)
+    assert plain == Sampling(max_tokens=256 - len(byte_ids("hello")), seed=plain.seed)
     assert set_ == Sampling(17, temperature=0.6, top_p=0.95, top_k=20, min_p=0.05, typical_p=0.9,
                             repetition_penalty=1.05, seed=set_.seed)  # fmt: skip
 
@@ -165,7 +126,7 @@ async def test_a_stream_is_start_deltas_end(generating: Generating, call: Call) 
         await asyncio.sleep(0)
     (ticket,) = generator.tickets
     ticket.push(Started(1, 2), PromptLogprobs(1, (None, Logprob(-1.0, 3), Logprob(-2.0, 1))))
-    ticket.push(Tokens(1, 1, tuple(ids(" fox"))), Tokens(1, 0, (9,), finish="stop", stop_token=9))
+    ticket.push(Tokens(1, 1, tuple(byte_ids(" fox"))), Tokens(1, 0, (9,), finish="stop", stop_token=9))
     ticket.push(Tokens(1, 1, (2,), finish="stop", eos=True))
     messages = [await first, *[message async for message in events]]
     assert [message.WhichOneof("event") for message in messages] == [
@@ -207,7 +168,7 @@ async def test_abort_over_the_wire(generating: Generating, call: Call) -> None:
     )
     while not len(generating.running):
         await asyncio.sleep(0)
-    generator.tickets[0].push(Started(1, 0), Tokens(1, 0, tuple(ids(" fox"))))
+    generator.tickets[0].push(Started(1, 0), Tokens(1, 0, tuple(byte_ids(" fox"))))
     assert (await own.Abort(pb.AbortRequest(request_id="mine"), call)).aborted == 1
     answer = await running
     assert answer.samples[0].finish.reason == pb.FINISH_REASON_ABORT

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
 from chat_shapes import CHATML, QWEN
 from google.protobuf.struct_pb2 import Struct
-from scripted_generation import Context, OneModel, ScriptedGenerator, byte_tokenizer, scripted_model, token_id
-from tokenizers import Tokenizer
+from scripted_generation import ScriptedGenerator, byte_ids, plain_tokenizer, token_id
+from typed_generation import USER, WEATHER, parameters, service
 
 from headrace.server.errors import (
     InputEmptyError,
@@ -20,42 +18,7 @@ from headrace.server.errors import (
 from headrace.server.services.call import Call
 from headrace.server.services.generation import GenerationService
 from headrace.server.tasks.generate import Generating
-from headrace.server.tasks.tokenization import Tokenizing
 from headrace.v1 import generation_pb2 as pb
-
-USER = pb.ChatMessage(role="user", content="hello")
-WEATHER = pb.Tool(name="weather", description="d", parameters_json_schema='{"type": "object"}')
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return byte_tokenizer()
-
-
-def ids(text: str) -> list[int]:
-    found: list[int] = tokenizer().encode(text).ids
-    return found
-
-
-@pytest.fixture
-def generating() -> Iterator[Generating]:
-    tokenizing = Tokenizing(1)
-    yield Generating(tokenizing)
-    tokenizing.close()
-
-
-@pytest.fixture
-def call() -> Call:
-    return Call(Context(), "headrace")  # type: ignore[arg-type]
-
-
-def service(generating: Generating, generator: ScriptedGenerator, **settings: Any) -> GenerationService:
-    model = scripted_model(generator, tokenizer(), **settings)
-    return GenerationService(OneModel(model), generating)  # type: ignore[arg-type]
-
-
-def parameters(**values: Any) -> pb.GenerationParameters:
-    return pb.GenerationParameters(**({"temperature": 0} | values))
 
 
 def conversation(**values: Any) -> pb.Conversation:
@@ -71,12 +34,14 @@ def chat_service(
 
 
 def prompt_of(generator: ScriptedGenerator) -> str:
-    text: str = tokenizer().decode(generator.tickets[-1].prompt, skip_special_tokens=False)
+    text: str = plain_tokenizer().decode(generator.tickets[-1].prompt, skip_special_tokens=False)
     return text
 
 
 async def test_a_conversation_is_answered(generating: Generating, call: Call) -> None:
-    generator = ScriptedGenerator([*ids(" the fox"), token_id(tokenizer(), "<|im_end|>")], "stop", eos=True)
+    generator = ScriptedGenerator(
+        [*byte_ids(" the fox"), token_id(plain_tokenizer(), "<|im_end|>")], "stop", eos=True
+    )
     own = chat_service(generating, generator)
     request = pb.ChatRequest(conversation=conversation(), parameters=parameters(n=2))
     answer = await own.Chat(request, call)
@@ -100,7 +65,7 @@ CALLING = 'So.\n<tool_call>\n{"name": "weather", "arguments": {"place": "Zürich
 
 
 async def test_tool_calls_are_read_streamed_or_not(generating: Generating, call: Call) -> None:
-    generator = ScriptedGenerator([*ids(CALLING), 2], "stop", eos=True)
+    generator = ScriptedGenerator([*byte_ids(CALLING), 2], "stop", eos=True)
     own = chat_service(generating, generator)
     given = conversation(tools=[WEATHER])
     (choice,) = (await own.Chat(pb.ChatRequest(conversation=given, parameters=parameters()), call)).choices
@@ -126,7 +91,7 @@ async def test_forced_calls(generating: Generating, call: Call) -> None:
         (pb.TOOL_CHOICE_MODE_REQUIRED, '[{"name": "weather", "arguments": {"a": 1}}]'),
         (pb.TOOL_CHOICE_MODE_FUNCTION, '{"a": 1}'),
     ]:
-        generator = ScriptedGenerator(ids(text), "stop")
+        generator = ScriptedGenerator(byte_ids(text), "stop")
         choice = pb.ToolChoice(mode=mode, function="weather", single=True)
         given = conversation(tools=[WEATHER], tool_choice=choice)
         request = pb.ChatRequest(conversation=given, parameters=parameters())
@@ -176,7 +141,7 @@ async def test_all_of_a_conversation_reaches_the_template(generating: Generating
 async def test_tokens_and_back(generating: Generating, call: Call) -> None:
     own = chat_service(generating, ScriptedGenerator())
     answer = await own.Tokenize(pb.TokenizeRequest(text="hello 東京", return_tokens=True), call)
-    assert list(answer.token_ids) == ids("hello 東京")
+    assert list(answer.token_ids) == byte_ids("hello 東京")
     assert b"".join(token.raw for token in answer.tokens) == "hello 東京".encode()
     assert (answer.text, answer.max_tokens, answer.model) == ("hello 東京", 4096, "llm")
     back = await own.Detokenize(pb.DetokenizeRequest(token_ids=answer.token_ids), call)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_peer import Peer
+from waiting import until
 
 from headrace.runtimes import wire
 from headrace.runtimes.base import InstanceSpec
@@ -35,7 +36,7 @@ from headrace.server.workers.generation import GenerationInstance
 from headrace.server.workers.process import WorkerProcess
 from headrace.server.workers.supervised import RestartPolicy
 
-FAST = RestartPolicy(initial_seconds=0.001, max_seconds=0.002, attempts=3)
+FAST = RestartPolicy(initial_seconds=0.01, max_seconds=0.02, attempts=3)  # long enough to be seen
 PROMPT = np.array([5, 6, 7], np.int32)
 
 
@@ -102,11 +103,6 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         await asyncio.sleep(0.01)  # or their sockets outlive the loop
 
     return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def all_tokens(ticket: RequestTicket) -> list[int]:
@@ -341,7 +337,7 @@ async def test_a_model_that_is_given_up_says_why_to_all(serve: Any) -> None:
 
 
 async def test_an_engine_that_generates_is_restarted_without_end(serve: Any) -> None:
-    async with serve(restarts=RestartPolicy(initial_seconds=0.001, attempts=1)) as served:
+    async with serve(restarts=RestartPolicy(initial_seconds=0.01, attempts=1)) as served:
         for lives in range(1, 6):
             await until(lambda n=lives: len(served.peers) == n and served.engines[0].ready)  # type: ignore[misc]
             ticket = served.submit()

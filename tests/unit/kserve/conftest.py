@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
+from scripted_generation import ScriptedGenerator
+from scripted_text import put_text_model
 
 from headrace.kserve.v2 import grpc_service_pb2, grpc_service_pb2_grpc
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -271,6 +274,12 @@ class Wire:
 @pytest.fixture
 async def models(tmp_path: Path) -> Models:
     return Models(tmp_path)
+
+
+@pytest.fixture
+def text(models: Models) -> Callable[..., ScriptedGenerator]:
+    """Put model ``llm`` with a scripted engine into the repository."""
+    return partial(put_text_model, models.repository)
 
 
 @pytest.fixture
