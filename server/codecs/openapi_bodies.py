@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from headrace.server.codecs.cohere_embed import CohereEmbedBody
 from headrace.server.codecs.oicm import ClassifyBody
 from headrace.server.codecs.openai_chat import ChatBody
 from headrace.server.codecs.openai_completions import CompletionBody
@@ -69,6 +70,7 @@ BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
         "TgiService.ChatTokenize": ((TokenizeBody,),),
         "TgiService.Generate": ((GenerateBody,), (DemoBody, SamplingBody, StructureBody)),
         "TgiService.GenerateStream": ((GenerateBody,),),
+        "VllmPoolingService.CohereEmbed": ((CohereEmbedBody,),),
         "VllmPoolingService.Pooling": (_EMBEDDING,),
         "VllmPoolingService.Score": ((PairsBody, ScoringBody, PoolingBody),),
         "VllmService.Detokenize": ((DetokenizeBody,),),

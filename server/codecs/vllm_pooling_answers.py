@@ -94,9 +94,16 @@ def scores_json(values: NDArray[np.float32], token_counts: Sequence[int], answer
     return list_json(answer, encode(entries), token_counts)
 
 
-def error_json(error: HeadraceError) -> tuple[int, bytes]:
-    """Return the HTTP status and the body of an error: vLLM's object, in the words of its pooling routes."""
+def error_json(error: HeadraceError, *, renamed: bool = True) -> tuple[int, bytes]:
+    """Return the HTTP status and the body of an error: vLLM's object, in the words of its pooling routes.
+
+    Args:
+        error: what happened.
+        renamed: the route calls its inputs ``input``.
+    """
     found = openai_errors.error_object(error)
+    if not renamed and not isinstance(error, InputTooLongError):
+        return found["code"], encode({"error": found})
     found["message"] = message_of(error, found["message"])
     if found["param"] == "inputs":
         found["param"] = "input"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from headrace.server.codecs import cohere_embed
 from headrace.server.codecs import vllm_pooling_answers as answers
 from headrace.server.codecs.http_headers import compute_headers, retry_headers
 from headrace.server.codecs.json_body import convert
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 VLLM: Final = "vllm"
 """What ``Call.form`` is for a body of these routes on a path that has others too."""
+COHERE: Final = "cohere"
+"""What it is for a body that has ``inputs`` or ``texts`` where the other routes have ``input``."""
 SCORING: Final = (Task.RERANK, Task.EMBED, Task.CLASSIFY)
 LABELLING: Final = (Task.CLASSIFY, Task.RERANK)
 BINARY: Final = "application/octet-stream"
@@ -87,6 +90,31 @@ class PoolingRequests:
         result = await embed(self._tokenizing, model, inputs, _embed_options(body, how, read))
         answer = self._identity("embd-", model, call)
         return await self._vectors(list(result.vectors), result.token_counts, form, answer, "embedding")
+
+    async def cohere_embed(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        """Embed texts in Cohere's form; inputs that are too long are cut unless the body forbids it."""
+        call.form = COHERE
+        body = cohere_embed.read_body(value)
+        texts = cohere_embed.read_texts(body, self._max_inputs)
+        how = body.reading
+        model = self._resolve(call, body.model, Task.EMBED)
+        options = EmbedOptions(
+            dimensions=checked_dimensions(model, body.output_dimension, field="output_dimension"),
+            truncate=how.truncate,
+            direction=how.direction,
+            limit=how.limit,
+            prompt_name=cohere_embed.prompt_name(body.input_type, _settings(model).prompts),
+        )
+        result = await embed(self._tokenizing, model, texts, options)
+        encoded = await call_by_size(
+            self._tokenizing, result.vectors.nbytes,
+            cohere_embed.embeddings_json, result.vectors, body.types,
+        )  # fmt: skip
+        answer = self._identity("embd-", model, call)
+        return HttpReply(
+            cohere_embed.answer_json(answer, encoded, body.texts, result.token_counts),
+            headers=compute_headers(texts, result.token_counts, result.timings),
+        )
 
     async def classify(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Give the probability of every class for texts, token ids or conversations."""
@@ -232,7 +260,7 @@ def _embed_options(body: PoolingBody, how: Reading, read: Read) -> EmbedOptions:
     )
 
 
-def error_reply(error: HeadraceError) -> HttpReply:
-    """Answer with vLLM's error object."""
-    status, body = answers.error_json(error)
+def error_reply(error: HeadraceError, call: Call | None = None) -> HttpReply:
+    """Answer with vLLM's error object; ``call`` says whether the body was Cohere's."""
+    status, body = answers.error_json(error, renamed=call is None or call.form != COHERE)
     return HttpReply(body, status=status, headers=retry_headers(status))

@@ -31,6 +31,14 @@ class VllmPoolingService:
         """Give token vectors, one vector, or probabilities of each input."""
         return await self._pooling.pooling(json_object(request.body.content_type, request.body.data), call)
 
+    async def CohereEmbed(
+        self, request: vllm_pb2.VllmPoolingServiceCohereEmbedRequest, call: Call
+    ) -> HttpReply:
+        """Embed texts as Cohere's API does."""
+        return await self._pooling.cohere_embed(
+            json_object(request.body.content_type, request.body.data), call
+        )
+
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
         """Answer with vLLM's error object."""
-        return error_reply(error)
+        return error_reply(error, call)

@@ -127,6 +127,35 @@ def test_cohere(server: Any, ranked: list[dict[str, Any]]) -> None:
     assert found["empty"] == {"status": 400}
 
 
+def test_cohere_embed(server: Any, vectors: Any) -> None:
+    asked = {"model": "minilm", "texts": DOCUMENTS}
+    run = subprocess.run(
+        [CLIENTS, SCRIPTS / "cohere_embed.py", server.url, json.dumps(asked)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout)
+    for name in ("plain", "async", "inputs"):
+        np.testing.assert_allclose(found[name]["float"], vectors, atol=1e-6)
+        assert (found[name]["kind"], found[name]["version"]) == ("embeddings_by_type", "2")
+        assert found[name]["tokens"] == found["plain"]["tokens"] > 0
+    assert (found["plain"]["texts"], found["plain"]["int8"]) == (DOCUMENTS, None)
+    short = vectors[:, :64] / np.linalg.norm(vectors[:, :64], axis=1, keepdims=True)
+    every = found["every"]
+    np.testing.assert_allclose(every["float"], short, atol=1e-6)
+    np.testing.assert_allclose(
+        [np.frombuffer(b64decode(row), "<f4") for row in every["base64"]], short, atol=1e-6
+    )
+    np.testing.assert_allclose(np.array(every["int8"]) / 127, short, atol=0.004)
+    np.testing.assert_array_equal(np.array(every["int8"]) + 128, every["uint8"])
+    np.testing.assert_array_equal(np.array(every["binary"]) + 128, every["ubinary"])
+    assert np.shape(every["ubinary"]) == (3, 8)
+    assert found["cut"]["tokens"] == 7
+    assert found["missing"] == {"status": 404, "message": "The model `nope` does not exist."}
+    assert found["images"] == {"status": 400, "message": "`images`: images are not read, only text"}
+    assert "maximum context length is 256 tokens" in found["long"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
 def test_jina_shaped(server: Any, ranked: list[dict[str, Any]], path: str) -> None:
     documents = [{"text": text} for text in DOCUMENTS]
