@@ -40,13 +40,14 @@ def _listeners(
     options: BootstrapOptions, found: Sequence[Binding], filters: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     replies = local_reply_config(options, found)
-    ports = [("rest", options.listen_port, route_config(options))]
-    if options.metrics_port is not None:
-        ports.append(("metrics", options.metrics_port, metrics_route_config(found)))
-    return [
-        listener(options, name, port, filters=filters, replies=replies, routes=routes)
-        for name, port, routes in ports
-    ]
+    common: dict[str, Any] = {"filters": filters, "replies": replies}
+    rest = listener(
+        options, "rest", options.listen_port, routes=route_config(options), tls=options.tls, **common
+    )
+    if options.metrics_port is None:
+        return [rest]
+    routes = metrics_route_config(options, found)
+    return [rest, listener(options, "metrics", options.metrics_port, routes=routes, **common)]
 
 
 def _document(options: BootstrapOptions, listeners: list[dict[str, Any]]) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def _document(options: BootstrapOptions, listeners: list[dict[str, Any]]) -> dic
             ]
         },
     }
+    if options.tls is not None:
+        document["node"] = {"id": "headrace", "cluster": "headrace"}  # asked for by whatever reads secrets
     if options.admin_socket is not None:
         document["admin"] = {"address": {"pipe": {"path": options.admin_socket, "mode": 0o600}}}
     return document

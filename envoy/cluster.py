@@ -33,11 +33,11 @@ def _health_check() -> dict[str, Any]:
     }
 
 
-def _address(options: BootstrapOptions) -> dict[str, Any]:
-    if options.upstream_socket:
-        return {"pipe": {"path": options.upstream_socket}}
+def _addresses(options: BootstrapOptions) -> list[dict[str, Any]]:
+    if options.sockets:
+        return [{"pipe": {"path": path}} for path in options.sockets]
     host, _, port = options.upstream_address.rpartition(":")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    return [{"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}]
 
 
 def cluster(options: BootstrapOptions) -> dict[str, Any]:
@@ -58,12 +58,14 @@ def cluster(options: BootstrapOptions) -> dict[str, Any]:
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": http2},
     }
-    endpoint = {"endpoint": {"address": _address(options)}}
+    endpoints = [{"endpoint": {"address": address}} for address in _addresses(options)]
     return {
         "name": CLUSTER,
-        "type": "STATIC" if options.upstream_socket else "STRICT_DNS",
+        "type": "STATIC" if options.sockets else "STRICT_DNS",
         "connect_timeout": "2s",
-        "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        # Requests differ by a thousand times in length: who has the fewest gets the next.
+        **({"lb_policy": "LEAST_REQUEST"} if len(endpoints) > 1 else {}),
+        "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": endpoints}]},
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from headrace.envoy.options import MAX_HEADERS, MAX_HEADERS_KB, BootstrapOptions
+from headrace.envoy.options import MAX_HEADERS, MAX_HEADERS_KB, BootstrapOptions, TlsOptions
 from headrace.envoy.tls import transport_socket
 
 #: Request headers that only request.lua may set; what comes from outside is removed first of all.
@@ -109,6 +109,7 @@ def listener(
     filters: list[dict[str, Any]],
     replies: dict[str, Any],
     routes: dict[str, Any],
+    tls: TlsOptions | None = None,
 ) -> dict[str, Any]:
     """A TCP listener.
 
@@ -122,5 +123,5 @@ def listener(
         "address": {"socket_address": {"address": options.address, "port_value": port}},
         "enable_reuse_port": False,
         "tcp_keepalive": {"keepalive_time": 60, "keepalive_interval": 15, "keepalive_probes": 4},
-        "filter_chains": [{**chain, **transport_socket(options.tls)}],
+        "filter_chains": [{**chain, **transport_socket(tls)}],
     }

@@ -19,37 +19,16 @@ MAX_SOCKET_PATH: Final = 103
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """TLS on the REST listener.
+    """TLS, 1.2 or newer, on the REST listener; the metrics port stays plain.
 
     Args:
-        certificate: path of the PEM certificate chain.
-        private_key: path of the PEM private key.
-        client_ca: path of the PEM bundle that client certificates are checked against. Given, every client
-            must present a certificate (mutual TLS); absent, none is asked for.
-        client_crl: path of a PEM revocation list for client certificates; needs ``client_ca``.
-        password_file: path of a file that holds the password of an encrypted ``private_key``.
-        minimum: lowest protocol version, "1.2" or "1.3".
+        secrets: path of the folder with the files of :func:`headrace.envoy.tls.secrets`. They must be there
+            when Envoy starts, and one that another is moved onto is read again.
+        client_auth: every client must present a certificate (mutual TLS), and the folder says whose.
     """
 
-    certificate: str
-    private_key: str
-    client_ca: str | None = None
-    client_crl: str | None = None
-    password_file: str | None = None
-    minimum: str = "1.2"
-
-    def __post_init__(self) -> None:
-        """Refuse what Envoy would only refuse at start.
-
-        Raises:
-            ValueError: an unknown version, or a revocation list without a client CA.
-        """
-        if self.minimum not in {"1.2", "1.3"}:
-            raise ValueError(f'tls.minimum must be "1.2" or "1.3", got {self.minimum!r}')
-        if self.client_crl and not self.client_ca:
-            raise ValueError(
-                "tls.client_crl needs tls.client_ca: without it no client certificate is asked for"
-            )
+    secrets: str
+    client_auth: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +37,9 @@ class BootstrapOptions:
 
     Args:
         upstream_socket: path of the Unix socket on which the gRPC server listens, at most 103 bytes.
-        upstream_address: "host:port" of the gRPC server, for an Envoy elsewhere; this or the socket.
+        upstream_sockets: the same of several processes, each of which can answer every request; in place of
+            ``upstream_socket``.
+        upstream_address: "host:port" of the gRPC server, for an Envoy elsewhere; this or sockets.
         listen_host: address to bind: an IPv4 or IPv6 address, or "localhost" for 127.0.0.1.
         listen_port: TCP port of REST, native gRPC and gRPC-Web; 0 lets the system choose.
         metrics_port: TCP port that serves ``GET /metrics`` and nothing else, 0 as above; none by default.
@@ -69,10 +50,11 @@ class BootstrapOptions:
         cors_allow_origins: origins that browsers may call from, exact or ``*``; empty: no CORS headers.
         allow_model_header: let callers choose a model with their own ``x-headrace-model`` header.
         access_log: one JSON line per request on Envoy's standard output.
-        tls: certificates; none: plain text.
+        tls: where the certificates are; none: plain text.
     """
 
     upstream_socket: str = ""
+    upstream_sockets: tuple[str, ...] = ()
     upstream_address: str = ""
     listen_host: str = "127.0.0.1"
     listen_port: int = 8000
@@ -102,15 +84,23 @@ class BootstrapOptions:
                 raise ValueError(f"{name} must be 0..65535, got {port}")
         if not 1 <= self.max_body_bytes < 2**32:
             raise ValueError(f"max_body_bytes must be 1..4294967295, got {self.max_body_bytes}")
-        if bool(self.upstream_socket) == bool(self.upstream_address):
-            raise ValueError("either upstream_socket or upstream_address says where the server is")
+        places = (self.upstream_socket, self.upstream_sockets, self.upstream_address)
+        if sum(map(bool, places)) != 1:
+            raise ValueError(
+                "either upstream_socket or upstream_address says where the server is, or upstream_sockets"
+            )
         if self.upstream_address and not re.fullmatch(r".+:\d{1,5}", self.upstream_address):
             raise ValueError(f"upstream_address must be host:port, got {self.upstream_address!r}")
-        for path in (self.upstream_socket, self.admin_socket):
+        for path in (*self.sockets, self.admin_socket):
             if path is not None and len(path.encode()) > MAX_SOCKET_PATH:
                 raise ValueError(
                     f"a Unix socket path may have {MAX_SOCKET_PATH} bytes, {path!r} has {len(path.encode())}"
                 )
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """Paths of all Unix sockets of the server; none for one that is elsewhere."""
+        return (self.upstream_socket,) if self.upstream_socket else self.upstream_sockets
 
     @property
     def address(self) -> str:

@@ -13,12 +13,29 @@ CLUSTER: Final = "headrace"
 
 #: Request headers that scripts in a browser may send. The wildcard does not cover ``authorization``.
 CORS_REQUEST_HEADERS: Final = "authorization,*"
+#: How often a process that was tried already may be drawn before it is tried again: never, in practice.
+_CHOICES: Final = 32
+_ANOTHER: Final = "envoy.retry_host_predicates.previous_hosts"
+_ANOTHER_TYPE: Final = (
+    "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+)
 CORS_RESPONSE_HEADERS: Final = "grpc-message,grpc-status,grpc-status-details-bin,x-request-id,*"
 
 
-def _forward(match: dict[str, Any]) -> dict[str, Any]:
-    """A route without any limit of time: a stream may last for hours, deadlines are the server's to keep."""
-    return {"match": match, "route": {"cluster": CLUSTER, "timeout": "0s", "idle_timeout": "0s"}}
+def _forward(options: BootstrapOptions, match: dict[str, Any]) -> dict[str, Any]:
+    """A route without any limit of time: a stream may last for hours, deadlines are the server's to keep.
+
+    Of several processes another one gets what could not be handed to the first, which has not seen it then.
+    """
+    route: dict[str, Any] = {"cluster": CLUSTER, "timeout": "0s", "idle_timeout": "0s"}
+    if len(options.sockets) > 1:
+        route["retry_policy"] = {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": len(options.sockets) - 1,
+            "retry_host_predicate": [{"name": _ANOTHER, "typed_config": {"@type": _ANOTHER_TYPE}}],
+            "host_selection_retry_max_attempts": _CHOICES,
+        }
+    return {"match": match, "route": route}
 
 
 def _cors(options: BootstrapOptions) -> dict[str, Any]:
@@ -46,10 +63,10 @@ def _virtual_host(routes: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
 
 def route_config(options: BootstrapOptions) -> dict[str, Any]:
     """Routes of the REST and gRPC listener."""
-    return _virtual_host([_forward({"prefix": "/"})], **_cors(options))
+    return _virtual_host([_forward(options, {"prefix": "/"})], **_cors(options))
 
 
-def metrics_route_config(bindings: Sequence[Binding]) -> dict[str, Any]:
+def metrics_route_config(options: BootstrapOptions, bindings: Sequence[Binding]) -> dict[str, Any]:
     """Routes of the metrics listener: ``GET /metrics``, which the transcoder makes its RPC, and 404.
 
     Raises:
@@ -59,4 +76,4 @@ def metrics_route_config(bindings: Sequence[Binding]) -> dict[str, Any]:
     if not rpcs:
         raise ValueError("a metrics port needs an RPC that is bound to GET /metrics")
     missing = {"match": {"prefix": "/"}, "direct_response": {"status": int(HTTPStatus.NOT_FOUND)}}
-    return _virtual_host([_forward({"path": rpcs[0]}), missing])
+    return _virtual_host([_forward(options, {"path": rpcs[0]}), missing])

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
+from prometheus_client.core import Metric
 
 from headrace.envoy.options import BootstrapOptions
 from headrace.server.access import Access
+from headrace.server.certificates import listen, server_certificates
 from headrace.server.config import Settings
+from headrace.server.fronts.forwarding import Around
+from headrace.server.fronts.hub import Fronts
+from headrace.server.fronts.process import FrontError
 from headrace.server.interceptors import Interceptors
 from headrace.server.proxy import EnvoyError, EnvoyProcess
 from headrace.server.repository.definition import ModelFactory
@@ -31,6 +34,7 @@ from headrace.server.repository.instances import Machine
 from headrace.server.repository.registry import Repository
 from headrace.server.services import registry
 from headrace.server.services.health import Health
+from headrace.server.serving import add_services, grpc_server, service_names, settle_memory
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.metrics import Metrics
@@ -42,18 +46,9 @@ from headrace.server.workers.supervised import RestartPolicy
 
 log = structlog.get_logger(__name__)
 
-GRPC_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 128 * 1024),  # Envoy admits 60 KiB of headers; grpc's own default is 8 KiB
-    ("grpc.absolute_max_metadata_size", 256 * 1024),
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 300_000),
-    ("grpc.max_concurrent_streams", 1_000_000),
-)
-GC_THRESHOLDS: Final = (20_000, 20, 50)
-"""Objects between collections: requests leave few cycles, and the default of 700 costs more than it frees."""
 SHUTDOWN_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+FRONTS_PER_ENVOY_THREAD: Final = 4
+"""A thread of Envoy passes on what several processes of Python answer."""
 
 
 class App:
@@ -61,10 +56,14 @@ class App:
 
     Args:
         settings: everything that can be set.
+
+    Raises:
+        ConfigError: the files of a certificate cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._certificates = server_certificates(settings)
         self.grpc_port = settings.grpc_port
         self.http_port = settings.http_port
         self._stop = asyncio.Event()
@@ -80,18 +79,28 @@ class App:
             load_models=settings.load_models,
             cores=settings.cores,
             gpus=settings.gpus,
-            on_change=self._changed.set,
+            on_change=self._note_change,
         )
-        self._tokenizing = Tokenizing(threads=min(2, settings.cores))
-        self._generating = Generating(self._tokenizing)
+        self._socket = self._runtime_dir / "grpc.sock"
         self._requests = RequestMetrics()
-        self._metrics = Metrics(self._requests, self.repository.ready_models)
-        names = [descriptor.full_name for descriptor in registry.descriptors()]
-        self._health = Health(names)
-        self._server = grpc.aio.server(options=GRPC_OPTIONS)
-        self._add_services(names)
+        self._fronts = self._front_processes() if settings.front_processes > 1 else None
+        self._tokenizing = Tokenizing(threads=min(2, settings.cores))
+        self._generating = Generating(
+            self._tokenizing, elsewhere=None if self._fronts is None else self._fronts.abort
+        )
+        self._metrics = Metrics(
+            self._requests,
+            self.repository.ready_models,
+            _nothing if self._fronts is None else self._fronts.families,
+        )
+        self._health = Health(service_names())
+        self._server = grpc_server(
+            interceptors=() if self._fronts is None else (Around(self._fronts.collect, self._fronts.settled),)
+        )
+        self._add_services()
         self._envoy: EnvoyProcess | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     async def run(self, *, on_ready: asyncio.Event | None = None) -> int:
         """Serve until a signal or a fatal failure; return the process's exit status."""
@@ -120,7 +129,20 @@ class App:
             self._now.set()
         self._stop.set()
 
-    def _add_services(self, names: list[str]) -> None:
+    def _front_processes(self) -> Fronts:
+        """Return the processes that take RPCs in this one's place."""
+        return Fronts(
+            self.settings,
+            self._runtime_dir,
+            self._socket,
+            self.repository,
+            self._requests,
+            lambda: self._serving,
+            self._fail,
+            RestartPolicy(),
+        )
+
+    def _add_services(self) -> None:
         dependencies = registry.Dependencies(
             self.settings,
             self.repository,
@@ -130,39 +152,47 @@ class App:
             lambda: self._serving,
         )
         access = Access(key.get_secret_value() for key in self.settings.api_keys)
-        self._server.add_generic_rpc_handlers(
-            tuple(registry.handlers(dependencies, Interceptors(self._requests, access)))
-        )
-        self._health.register(self._server)
-        reflected = [*names, "grpc.health.v1.Health", reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(reflected, self._server)
+        add_services(self._server, dependencies, Interceptors(self._requests, access), self._health)
 
     async def _start(self) -> None:
         settings = self.settings
-        socket_path = self._runtime_dir / "grpc.sock"
-        address = f"{_bracketed(settings.grpc_host)}:{settings.grpc_port}"
-        try:
-            self.grpc_port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            msg = f"cannot listen on {address} for gRPC: is another server running? Try another --grpc-port"
-            raise StartError(msg) from None
-        self._server.add_insecure_port(f"unix:{socket_path}")
+        if self._fronts is None:
+            address = f"{_bracketed(settings.grpc_host)}:{settings.grpc_port}"
+            try:
+                self.grpc_port = listen(self._server, address, self._certificates)
+            except RuntimeError:
+                msg = (
+                    f"cannot listen on {address} for gRPC: is another server running? Try another --grpc-port"
+                )
+                raise StartError(msg) from None
+        self._server.add_insecure_port(f"unix:{self._socket}")
         await self._health.live(alive=True)
         await self._health.update(ready=False, models={})
         await self._server.start()
+        sockets = [self._socket]
+        if self._fronts is not None:
+            try:
+                await self._fronts.start()
+            except FrontError as error:
+                raise StartError(str(error)) from None
+            self.grpc_port, sockets = self._fronts.port, list(self._fronts.sockets)
         if settings.envoy:
             self._envoy = EnvoyProcess(
                 BootstrapOptions(
-                    upstream_socket=str(socket_path),
+                    upstream_sockets=tuple(map(str, sockets)),
                     listen_host=settings.http_host,
                     listen_port=settings.http_port,
                     metrics_port=settings.metrics_port,
                     max_body_bytes=settings.max_body_bytes,
                     cors_allow_origins=tuple(settings.cors_allow_origins),
+                    tls=None
+                    if self._certificates is None
+                    else self._certificates.publish(self._runtime_dir / "tls"),
                 ),
                 registry.descriptors(),
                 runtime_dir=self._runtime_dir / "envoy",
                 on_failure=self._fail,
+                concurrency=-(-len(sockets) // FRONTS_PER_ENVOY_THREAD),
             )
             try:
                 await self._envoy.start()
@@ -171,18 +201,24 @@ class App:
             self.http_port = self._envoy.port
         await self.repository.start()
         self._serving = True
-        # What lives from here on lives until the end: collections need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        settle_memory()
         self._watcher = asyncio.get_running_loop().create_task(self._follow_models())
-        self._changed.set()
+        if self._certificates is not None:
+            self._renewing = asyncio.get_running_loop().create_task(self._certificates.watch())
+        self._note_change()
+        if self._fronts is not None:
+            await self._fronts.settled()
         log.info(
             "server ready",
             grpc=f"{_bracketed(settings.grpc_host)}:{self.grpc_port}",
             rest=f"{_bracketed(settings.http_host)}:{self.http_port}" if settings.envoy else None,
             models=[model.name for model in self.repository.ready_models()],
         )
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        if self._fronts is not None:
+            self._fronts.changed()
 
     async def _follow_models(self) -> None:
         """Keep the health service in step with the models."""
@@ -202,27 +238,46 @@ class App:
         self._serving = False
         if self._watcher is not None:
             self._watcher.cancel()
+        self._note_change()
         await self._health.update(ready=False, models=dict.fromkeys(self.repository.states(), False))
-        stopping = asyncio.ensure_future(self._server.stop(self.settings.drain_seconds))
+        stopping = asyncio.ensure_future(self._finish(self.settings.drain_seconds))
         hurry = asyncio.ensure_future(self._now.wait())
         await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
+            if self._fronts is not None:
+                await self._fronts.stop()
             await self._server.stop(0)
         await stopping
         hurry.cancel()
 
+    async def _finish(self, seconds: float) -> None:
+        """Take no new RPCs, and let those that run finish; what fronts have forwarded runs here."""
+        if self._fronts is not None:
+            await self._fronts.settled()  # readiness first
+            await self._fronts.drain(seconds)
+        await self._server.stop(seconds)
+
     async def _close(self) -> None:
         self._serving = False
+        if self._renewing is not None:
+            self._renewing.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+        if self._fronts is not None:
+            await self._fronts.stop()
         await self._server.stop(0)
         if self._envoy is not None:
             await self._envoy.stop()
         await self.repository.stop()
         self._tokenizing.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
+
+
+def _nothing() -> Iterator[Metric]:
+    """Yield no further metrics."""
+    return iter(())
 
 
 def _factory(settings: Settings) -> ModelFactory:

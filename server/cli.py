@@ -38,11 +38,12 @@ def serve(
     """Serve models over gRPC and, through Envoy, REST; `headrace serve --help` lists every setting."""
     try:
         settings = config.load(context.args, file=configuration)
+        logs.configure(settings.log_level, settings.log_format)
+        status = uvloop.run(_serve(settings))
     except config.ConfigError as error:
         typer.echo(f"headrace: {error}", err=True)
         raise typer.Exit(2) from None
-    logs.configure(settings.log_level, settings.log_format)
-    raise typer.Exit(uvloop.run(_serve(settings)))
+    raise typer.Exit(status)
 
 
 async def _serve(settings: config.Settings) -> int:

@@ -69,14 +69,35 @@ class Settings(BaseSettings):
     metrics_port: Port | None = Field(
         default=None, description="Extra port that answers GET /metrics only; none unless set."
     )
+    front_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that take requests, on one gRPC port and behind one Envoy, and share the "
+        "models; more than one is for machines with many cores.",
+    )
     envoy: bool = Field(default=True, description="Run Envoy; without it there is gRPC only.")
     allow_anonymous: bool = Field(
-        default=False, description="Permit listening on addresses other than loopback without keys."
+        default=False,
+        description="Permit listening on addresses other than loopback without keys or mutual TLS.",
     )
     api_keys: list[SecretStr] = Field(
         default=[],
         description="Keys, one of which each request has to bring as `Authorization: Bearer KEY`; health, "
         "metrics, `/info`, the models and the documentation stay open. None: everybody may call.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the server's certificate and those of intermediate authorities: the gRPC "
+        "and the REST port then speak TLS only.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file with the private key of `tls_certificate`, not encrypted."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file with authorities: every caller has to present a certificate that one of them "
+        "signed (mutual TLS).",
     )
     cors_allow_origins: list[str] = Field(
         default=["*"], description="Origins that browsers may call from; empty for none."
@@ -150,13 +171,24 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _whole_tls(self) -> Settings:
+        needed = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key}
+        given = [name for name, path in {**needed, "tls_client_ca": self.tls_client_ca}.items() if path]
+        missing = [name for name, path in needed.items() if path is None]
+        if given and missing:
+            msg = f"{' and '.join(given)} cannot be used without {' and '.join(missing)}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _loopback_or_allowed(self) -> Settings:
         for field in ("grpc_host", "http_host"):
             host = getattr(self, field)
-            if host not in LOOPBACK and not self.allow_anonymous and not self.api_keys:
+            if host not in LOOPBACK and not (self.allow_anonymous or self.api_keys or self.tls_client_ca):
                 msg = (
                     f"{field} is '{host}', which others can reach, and there is no authentication; "
-                    "listen on 127.0.0.1, set api_keys, or say allow_anonymous: true (--allow-anonymous)"
+                    "listen on 127.0.0.1, set api_keys or tls_client_ca, or say allow_anonymous: true "
+                    "(--allow-anonymous)"
                 )
                 raise ValueError(msg)
         return self

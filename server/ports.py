@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 
 
 def free_port(address: str, port: int) -> int:
@@ -24,14 +25,24 @@ def free_port(address: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-async def answers(address: str, port: int) -> bool:
-    """Whether somebody accepts connections on the port; a wildcard address is asked over loopback."""
+async def answers(address: str, port: int, *, tls: bool = False) -> bool:
+    """Whether somebody accepts connections on the port; a wildcard address is asked over loopback.
+
+    With ``tls`` the question is whether it presents a certificate, be it whose it may.
+    """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 -- compared, not bound
     try:
-        _, writer = await asyncio.open_connection(host, port)
+        _, writer = await asyncio.open_connection(host, port, ssl=_anyone() if tls else None)
     except OSError:
         return False
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
     return True
+
+
+def _anyone() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

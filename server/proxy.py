@@ -144,8 +144,9 @@ class EnvoyProcess:
 
     async def _listens(self, run: EnvoyRun) -> bool:
         """Wait until all ports answer, or the process has ended."""
-        for port in filter(None, (self.options.listen_port, self.options.metrics_port)):
-            while run.running and not await answers(self.options.address, port):  # noqa: ASYNC110
+        ports = ((self.options.listen_port, self.options.tls is not None), (self.options.metrics_port, False))
+        for port, tls in ports:
+            while port and run.running and not await answers(self.options.address, port, tls=tls):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_SECONDS)  # the kernel tells nobody that a port answers
         return run.running
 

@@ -21,20 +21,34 @@ _EXAMPLES = (
 
 def welcome(settings: Settings, models: Sequence[Model], grpc_port: int, http_port: int) -> str:
     """Return the text: addresses, then curl lines for models that are really there."""
-    lines = ["", f"  gRPC  {settings.grpc_host}:{grpc_port}"]
+    tls = settings.tls_certificate is not None
+    lines = ["", f"  gRPC  {'grpcs://' if tls else ''}{settings.grpc_host}:{grpc_port}"]
     if not settings.envoy:
         return "\n".join(lines) + "\n"
-    base = f"http://{settings.http_host}:{http_port}"
-    lines += [f"  REST  {base}", "", "  try:", f"    curl {base}/v2/models"]
+    base = f"{'https' if tls else 'http'}://{settings.http_host}:{http_port}"
+    curl = " ".join(["curl", *_curl_options(settings)])
+    lines += [f"  REST  {base}", "", "  try:", f"    {curl} {base}/v2/models"]
     for task, path, body in _EXAMPLES:
         model = _example(models, task)
         if model is not None and len(lines) < 8:
             data = body if body is not None else _zeros(model)
             lines.append(
-                f"    curl {base}/models/{model.name}/proxy/v1/{path}"
+                f"    {curl} {base}/models/{model.name}/proxy/v1/{path}"
                 f" -H 'Content-Type: application/json' -d {data}"
             )
     return "\n".join(lines) + "\n"
+
+
+def _curl_options(settings: Settings) -> list[str]:
+    """Return what curl needs besides; the words in capitals are for the caller to fill in."""
+    options = []
+    if settings.tls_certificate is not None:
+        options.append("--cacert CA.pem")
+    if settings.tls_client_ca is not None:
+        options.append("--cert CLIENT.pem --key CLIENT.key")
+    if settings.api_keys:
+        options.append("-H 'Authorization: Bearer KEY'")
+    return options
 
 
 def _example(models: Sequence[Model], task: Task) -> Model | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,18 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+@cache
+def plain_tokenizer() -> Tokenizer:
+    """The one that tests share: nobody changes it."""
+    return byte_tokenizer()
+
+
+def byte_ids(text: str) -> list[int]:
+    """The shared tokenizer's ids of a text."""
+    found: list[int] = plain_tokenizer().encode(text).ids
+    return found
+
+
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a token that exists."""
     found: int | None = tokenizer.token_to_id(token)
@@ -57,6 +70,9 @@ class ScriptedTicket:
     closed: bool = False
     ended: list[int] = field(default_factory=list)
     queue: asyncio.Queue[Sequence[Event] | HeadraceError] = field(default_factory=asyncio.Queue)
+
+    async def admitted(self) -> None:
+        """The generator refuses in ``submit``."""
 
     async def events(self) -> Sequence[Event]:
         assert not self.closed, "the task waits for a ticket that it closed"

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from headrace.kserve.v2.model_config_pb2 import ModelConfig
-    from headrace.server.scheduling.batcher import Batcher
     from headrace.server.scheduling.generator import Generator
+    from headrace.server.scheduling.runner import BatchRunner
     from headrace.server.telemetry.statistics import ModelStatistics
 
 
@@ -196,7 +196,7 @@ class Model:
     max_batch_size: int
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
-    batcher: Batcher | None  # None exactly when the model generates
+    batcher: BatchRunner | None  # None exactly when the model generates
     statistics: ModelStatistics
     text: TextSettings | None = None
     generation: GenerationSettings | None = None  # set together with ``generator`` for a model that generates

@@ -43,6 +43,7 @@ class Repository:
         control_mode: ``none`` refuses :meth:`load` and :meth:`unload`.
         load_models: what :meth:`start` loads, in order; ``*`` stands for all models.
         on_change: called after every change of a model's state.
+        created: when the models were there, Unix seconds; None for now.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Repository:
         control_mode: ControlMode = "explicit",
         load_models: Sequence[str] = (ALL,),
         on_change: Callable[[], None] = _ignore,
+        created: int | None = None,
     ) -> None:
-        self.created = int(time.time())
+        self.created = int(time.time()) if created is None else created
         self._roots = list(roots)
         self._explicit = control_mode == "explicit"
         self._load_models = list(load_models)
@@ -80,6 +82,20 @@ class Repository:
         """End all models; nothing can be loaded afterwards."""
         self._stopped = True
         await self._loading.stop(list(self._entries.values()))
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """All names that were ever asked for, in the order of the configuration."""
+        return self._entries
+
+    @property
+    def started(self) -> bool:
+        """Whether the models of the configuration were loaded, or have failed to."""
+        return self._started
+
+    def follow(self, entries: Mapping[str, Entry], *, started: bool) -> None:
+        """Show what another process's repository has, which loads for this one."""
+        self._entries, self._started = dict(entries), started
 
     def get(self, name: str, version: str = "") -> Model:
         """Return a ready model: see :func:`lookup.find`."""

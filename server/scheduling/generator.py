@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 class Ticket(Protocol):
     """One request in an engine."""
 
+    async def admitted(self) -> None:
+        """Return at once where ``submit`` has admitted the request; wait for that where it could not tell.
+
+        Raises:
+            QueueFullError: as many requests wait as may.
+            ModelNotReadyError: the model was given up or is being unloaded.
+        """
+
     async def events(self) -> Sequence[Event]:
         """Wait for news and return it in order; at least one event.
 

@@ -59,6 +59,9 @@ class RequestTicket:
         self._error: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    async def admitted(self) -> None:
+        """Return at once: the generator has given it to nobody whom it refused."""
+
     async def events(self) -> Sequence[Event]:
         """Wait for news: see :class:`headrace.server.scheduling.generator.Ticket`."""
         if not self._events and self._error is None:

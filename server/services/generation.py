@@ -157,7 +157,7 @@ class GenerationService:
         """End running requests."""
         if not request.request_id:
             raise InvalidArgumentError("`request_id` cannot be empty", field="request_id")
-        return generation_pb2.AbortResponse(aborted=self._generating.running.abort(request.request_id))
+        return generation_pb2.AbortResponse(aborted=await self._generating.abort(request.request_id))
 
     def _resolve(self, name: str, call: Call) -> Model:
         model = call.model = self._repository.resolve(name, Task.GENERATE)

@@ -8,10 +8,10 @@ from headrace.server.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
-    from headrace.server.scheduling.batcher import Batcher
+    from headrace.server.scheduling.runner import BatchRunner
 
 
-def batcher_of(model: Model) -> Batcher:
+def batcher_of(model: Model) -> BatchRunner:
     """Return the batcher of ``model``.
 
     Raises:

@@ -76,8 +76,8 @@ async def embed(
     return Embeddings(vectors, run.token_counts, run.timings)
 
 
-def checked_dimensions(model: Model, wanted: int | None) -> int | None:
-    """Return how many values of a vector are kept; None for all.
+def checked_dimensions(model: Model, wanted: int | None, field: str = "dimensions") -> int | None:
+    """Return how many values of a vector are kept; None for all. ``field`` is what the request calls it.
 
     Raises:
         InvalidArgumentError: fewer than one, or more than there are.
@@ -85,13 +85,13 @@ def checked_dimensions(model: Model, wanted: int | None) -> int | None:
     if wanted is None:
         return None
     if wanted < 1:
-        raise InvalidArgumentError("`dimensions` should be positive", field="dimensions", value=str(wanted))
+        raise InvalidArgumentError(f"`{field}` should be positive", field=field, value=str(wanted))
     if wanted > model.dimensions > 0:
         msg = (
-            "`dimensions` should be smaller than the maximum embedding dimension. "
+            f"`{field}` should be smaller than the maximum embedding dimension. "
             f"Given: {wanted}, the maximum is {model.dimensions}"
         )
-        raise InvalidArgumentError(msg, field="dimensions", value=str(wanted))
+        raise InvalidArgumentError(msg, field=field, value=str(wanted))
     return wanted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -34,11 +35,15 @@ class Generating:
 
     Args:
         tokenizing: threads for tokenising and for rendering chat templates.
+        elsewhere: ends the running requests of an id in other processes, and returns how many there were.
     """
 
-    def __init__(self, tokenizing: Tokenizing) -> None:
+    def __init__(
+        self, tokenizing: Tokenizing, elsewhere: Callable[[str], Awaitable[int]] | None = None
+    ) -> None:
         self.tokenizing = tokenizing
         self.running = RunningRequests()
+        self._elsewhere = elsewhere
         self.templates = ChatTemplates()
         self._vocabularies: WeakKeyDictionary[Model, Vocabulary] = WeakKeyDictionary()
 
@@ -52,6 +57,11 @@ class Generating:
         if known is None:
             known = self._vocabularies[model] = Vocabulary(generation_settings(model).tokenizer)
         return known
+
+    async def abort(self, request_id: str) -> int:
+        """End the running requests of this id, wherever they run, and return how many there were."""
+        others = 0 if self._elsewhere is None else await self._elsewhere(request_id)
+        return self.running.abort(request_id) + others
 
     async def start(
         self,
@@ -97,7 +107,7 @@ class Generating:
             )
         if sampling.seed is None and sampling.temperature > 0:
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))  # callers are told which
-        stream = self._follow(model, ids, options, sampling, timeline)
+        stream = await self._follow(model, ids, options, sampling, timeline)
         if deadline is not None:
             stream.limit(deadline)
         if sampling.grammar is not None:
@@ -108,7 +118,7 @@ class Generating:
                 raise
         return stream
 
-    def _follow(
+    async def _follow(
         self,
         model: Model,
         ids: tuple[int, ...],
@@ -133,6 +143,11 @@ class Generating:
         if generator is None:  # set together with the settings
             raise _not_a_generator(model)
         ticket = generator.submit(np.array(ids, np.int32), sampling)
+        try:
+            await ticket.admitted()
+        except BaseException:
+            ticket.close()
+            raise
         return TextStream(
             ticket, sampling, options.request_id, ids, samples, vocabulary, self.running,
             generator.statistics, timeline,

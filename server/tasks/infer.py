@@ -19,7 +19,7 @@ from headrace.server.tasks.top_classes import top_classes
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model, ModelTensor
-    from headrace.server.scheduling.batcher import Batcher
+    from headrace.server.scheduling.runner import BatchRunner
     from headrace.server.tasks.tensors import InferRequest
     from headrace.server.tasks.tokenization import Tokenizing
 
@@ -115,7 +115,7 @@ def _plan(model: Model, request: InferRequest, checked: Checked) -> Plan:
     return Plan(inputs, checked.rows, key, outputs, answer)
 
 
-async def _run(batcher: Batcher, model: Model, request: InferRequest, plan: Plan) -> PartResult:
+async def _run(batcher: BatchRunner, model: Model, request: InferRequest, plan: Plan) -> PartResult:
     given = request.inputs
     inputs = [
         PartInput(given[index].name, given[index].datatype, shape, given[index].data)

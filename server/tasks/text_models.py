@@ -17,7 +17,7 @@ from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model, TextSettings
-    from headrace.server.scheduling.batcher import Batcher
+    from headrace.server.scheduling.runner import BatchRunner
     from headrace.server.tasks.tokenization import Tokenizing
 
 TextOutput = Literal["embedding", "token_embeddings", "logits"]
@@ -140,7 +140,9 @@ async def run_texts(
     return run
 
 
-async def _run_tokens(batcher: Batcher, tokens: list[Tokens], output: TextOutput, started: int) -> TextRun:
+async def _run_tokens(
+    batcher: BatchRunner, tokens: list[Tokens], output: TextOutput, started: int
+) -> TextRun:
     """Run tokenised inputs; ``started`` is when tokenising began, ``time.monotonic_ns``."""
     parts = [_part(entry, output) for entry in tokens]
     data: list[bytes] = []

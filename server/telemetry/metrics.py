@@ -70,11 +70,18 @@ class Metrics:
     Args:
         requests: counts of RPCs.
         models: returns the models that are loaded now.
+        more: yields further families.
     """
 
-    def __init__(self, requests: RequestMetrics, models: Callable[[], Sequence[Model]]) -> None:
+    def __init__(
+        self,
+        requests: RequestMetrics,
+        models: Callable[[], Sequence[Model]],
+        more: Callable[[], Iterable[Metric]] = tuple,
+    ) -> None:
         self._requests = requests
         self._models = models
+        self._more = more
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -106,6 +113,7 @@ class Metrics:
         models = self._models()
         yield from _model_families(models)
         yield from generation_families(models)
+        yield from self._more()
 
 
 def _model_families(models: Sequence[Model]) -> Iterable[Metric]:

@@ -125,6 +125,9 @@ class ScriptedTicket:
             eos,
         )
 
+    async def admitted(self) -> None:
+        """The generator refuses in ``submit``."""
+
     async def events(self) -> Sequence[Event]:
         await self.engine.gate.wait()
         await asyncio.sleep(0)

@@ -166,7 +166,7 @@ class InProcessModels:
         return model
 
     async def dispose(self, model: Model) -> None:
-        assert model.batcher is not None
+        assert isinstance(model.batcher, Batcher)
         await model.batcher.drain(ModelNotReadyError("gone"))
         self.disposed.append(model)
 
