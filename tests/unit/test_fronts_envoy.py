@@ -19,7 +19,7 @@ async def test_envoy_accepts_several_sockets(tmp_path: Path) -> None:
     (endpoints,) = cluster["load_assignment"]["endpoints"]
     found = [item["endpoint"]["address"]["pipe"]["path"] for item in endpoints["lb_endpoints"]]
     assert (tuple(found), cluster["type"]) == (SOCKETS, "STATIC")
-    assert '"retry_on": "connect-failure,refused-stream"' in to_json(document)
+    assert '"retry_on": "connect-failure,refused-stream,reset-before-request"' in to_json(document)
     config = tmp_path / "envoy.json"
     config.write_text(to_json(document), encoding="utf-8")
     await validate(config)
