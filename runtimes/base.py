@@ -74,6 +74,7 @@ class InstanceSpec:
         options: the runtime's own options (``config.pbtxt`` parameters), all strings.
         text: set when the model is addressed by token ids instead of its own tensors.
         generation: set when the model is a decoder that the generation engine runs.
+        graph_cache: folder that keeps fused graphs of text encoders; empty to run graphs as they are.
     """
 
     model: str
@@ -85,6 +86,7 @@ class InstanceSpec:
     options: dict[str, str] = field(default_factory=dict)
     text: TextSpec | None = None
     generation: GenerationSpec | None = None
+    graph_cache: str = ""
 
 
 class Run:

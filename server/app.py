@@ -79,6 +79,7 @@ class App:
             load_models=settings.load_models,
             cores=settings.cores,
             gpus=settings.gpus,
+            graph_cache=settings.fused_graphs,
             on_change=self._note_change,
         )
         self._socket = self._runtime_dir / "grpc.sock"

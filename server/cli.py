@@ -109,7 +109,7 @@ def tune(
         typer.echo(f"headrace: {error}", err=True)
         raise typer.Exit(2) from None
     logs.configure("error", "auto")
-    machine = Machine(settings.cores, settings.gpus)
+    machine = Machine(settings.cores, settings.gpus, settings.fused_graphs)
     order = Order(models, repository or settings.model_repository, seconds, write, settings.tuning_tolerance)
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)

@@ -137,6 +137,14 @@ class Settings(BaseSettings):
     tuning_cache: Path = Field(
         default=Path(".cache/tuning"), description="Folder that keeps what was measured."
     )
+    fuse_attention: bool = Field(
+        default=True,
+        description="Run ONNX text encoders on the CPU with fused attention where their graphs allow it; a "
+        "model's parameter of the same name can switch it off for that model.",
+    )
+    graph_cache: Path = Field(
+        default=Path(".cache/graphs"), description="Folder that keeps the fused graphs of text encoders."
+    )
     tgi_max_best_of: int = Field(
         default=2, ge=1, description="Most samples that one TGI request may choose the best of."
     )
@@ -161,6 +169,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`console` on a terminal, `json` elsewhere, unless set."
     )
+
+    @property
+    def fused_graphs(self) -> str:
+        """The folder of fused graphs as workers get it; empty when attention is not fused."""
+        return str(self.graph_cache.absolute()) if self.fuse_attention else ""
 
     @field_validator("model_repository")
     @classmethod

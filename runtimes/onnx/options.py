@@ -14,12 +14,14 @@ import onnxruntime as ort
 from headrace.runtimes.base import InstanceSpec, ModelError
 
 THREADS: Final = "intra_op_thread_count"
+GRAPH_LEVEL: Final = "optimization.graph.level"
+LEVEL_OFF: Final = "2"
 _GRAPH_LEVELS: Final = MappingProxyType(
     {
         "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
         "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-        "2": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        LEVEL_OFF: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     }
 )
 _EXECUTION_MODES: Final = MappingProxyType(
@@ -44,7 +46,7 @@ SHORT_SPINNING: Final = MappingProxyType(
 a thread for each costs up to a quarter of the speed on idle cores. So threads spin, but shortly, for on
 busy cores they would take the time of those that they wait for, and not between runs."""
 
-_CPU: Final = "CPUExecutionProvider"
+CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _ERRORS_ONLY: Final = 3
 
@@ -71,7 +73,7 @@ def session_options(options: Mapping[str, str]) -> ort.SessionOptions:
     built.intra_op_num_threads = _count(options, THREADS)
     built.inter_op_num_threads = _count(options, "inter_op_thread_count")
     built.execution_mode = _choice(options, "execution_mode", _EXECUTION_MODES, "0")
-    built.graph_optimization_level = _choice(options, "optimization.graph.level", _GRAPH_LEVELS, "0")
+    built.graph_optimization_level = _choice(options, GRAPH_LEVEL, _GRAPH_LEVELS, "0")
     for name, attribute in _SWITCHES.items():
         if name in options:
             setattr(built, attribute, _choice(options, name, {"0": False, "1": True}, "1"))
@@ -96,7 +98,7 @@ def providers(instance: InstanceSpec) -> list[Provider]:
     listed = [
         name.strip() for name in instance.options.get("execution_providers", "").split(",") if name.strip()
     ]
-    names = listed or ([_CUDA, _CPU] if kind == "cuda" else [_CPU])
+    names = listed or ([_CUDA, CPU] if kind == "cuda" else [CPU])
     for name in names:
         if name not in available:
             why = f" (device {instance.device} needs it; install onnxruntime-gpu)" if not listed else ""

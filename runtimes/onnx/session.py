@@ -23,6 +23,7 @@ from headrace.runtimes.base import (
 from headrace.runtimes.datatypes import BYTES, datatype_of
 from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
+from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
 from headrace.runtimes.onnx.options import (
     SHORT_SPINNING,
     THREADS,
@@ -41,7 +42,8 @@ def load(instance: InstanceSpec) -> OnnxModel:
     """Load the ONNX model of an instance.
 
     ``instance.path`` is the model file or the folder with it (``files.find_model``); the options are those of
-    ``options.session_options`` and ``options.providers``.
+    ``options.session_options`` and ``options.providers``. A text encoder runs with fused attention where
+    that was possible (``fusion``).
 
     Raises:
         ModelError: there is no model, it cannot be loaded, or it has inputs or outputs that cannot be served.
@@ -50,10 +52,21 @@ def load(instance: InstanceSpec) -> OnnxModel:
     chosen = providers(instance)
     given = instance.options.get(THREADS, str(instance.threads))
 
+    entry = None
+    if instance.text is not None and wants_fusion(instance, chosen):
+        entry = fused_entry(file, Path(instance.graph_cache), pad_id=instance.text.pad_id)
+
     def session(threads: str, defaults: Mapping[str, str]) -> ort.InferenceSession:
         options = session_options({**defaults, **instance.options, THREADS: threads})
+        made = None
+        if entry is not None:
+            try:
+                made = ort.InferenceSession(str(entry.graph), options, providers=chosen)
+            except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
+                entry.discard()
+                sys.stderr.write(f"{file}: the fused graph cannot be loaded, the plain one serves: {error}\n")
         try:
-            made = ort.InferenceSession(str(file), options, providers=chosen)
+            made = made or ort.InferenceSession(str(file), options, providers=chosen)
         except Exception as error:
             raise load_error(error, file) from error
         check_providers(chosen, made.get_providers())

@@ -17,10 +17,17 @@ CPU: Final = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What models may be planned for: processor cores (at least 1) and CUDA devices."""
+    """What models may be planned for.
+
+    Attributes:
+        cores: processor cores, at least 1.
+        gpus: CUDA devices.
+        graph_cache: folder that workers may keep fused graphs in; empty for none.
+    """
 
     cores: int
     gpus: int = 0
+    graph_cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)

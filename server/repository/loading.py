@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -137,7 +138,9 @@ class Loading:
         try:
             folder = open_model(name, [scratch] if scratch is not None else self._roots)
             mark = fingerprint(folder.path, override)
-            definitions = prepare(folder, self._machine, override.config if override is not None else None)
+            # A graph kept for files of a temporary folder would never be found again.
+            machine = self._machine if scratch is None else dataclasses.replace(self._machine, graph_cache="")
+            definitions = prepare(folder, machine, override.config if override is not None else None)
         except ModelNotFoundError:
             remove_folder(scratch)
             raise

@@ -98,6 +98,7 @@ def prepare(
                         options=options,
                         text=text.spec if text is not None else None,
                         generation=generation.spec if generation is not None else None,
+                        graph_cache="" if parameters.fuse_attention is False else machine.graph_cache,
                     )
                     for instance in instances
                 ),

@@ -42,6 +42,7 @@ class Repository:
         gpus: CUDA devices to plan instances for.
         control_mode: ``none`` refuses :meth:`load` and :meth:`unload`.
         load_models: what :meth:`start` loads, in order; ``*`` stands for all models.
+        graph_cache: folder that keeps fused graphs of text encoders; empty to run graphs as they are.
         on_change: called after every change of a model's state.
         created: when the models were there, Unix seconds; None for now.
     """
@@ -55,6 +56,7 @@ class Repository:
         gpus: int = 0,
         control_mode: ControlMode = "explicit",
         load_models: Sequence[str] = (ALL,),
+        graph_cache: str = "",
         on_change: Callable[[], None] = _ignore,
         created: int | None = None,
     ) -> None:
@@ -62,7 +64,7 @@ class Repository:
         self._roots = list(roots)
         self._explicit = control_mode == "explicit"
         self._load_models = list(load_models)
-        self._loading = Loading(self._roots, factory, Machine(cores, gpus), on_change)
+        self._loading = Loading(self._roots, factory, Machine(cores, gpus, graph_cache), on_change)
         self._entries: dict[str, Entry] = {}
         self._started = False
         self._stopped = False

@@ -18,6 +18,7 @@ from headrace.server.errors import (
 )
 from headrace.server.scheduling.batch import Batch, chunks, layout
 from headrace.server.scheduling.batcher import Batcher
+from headrace.server.scheduling.formation import JOINING
 from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
 from headrace.server.scheduling.work import Part, PartInput
 from headrace.server.telemetry.statistics import ModelStatistics
@@ -292,6 +293,23 @@ async def test_texts_are_batched_by_like_length_around_the_oldest() -> None:
     assert all(max(batch) * len(batch) <= 100 for batch in seen)
     assert sorted(length for batch in seen for length in batch) == sorted(lengths)
     assert [await task for task in tasks] == [[2 * length] for length in lengths]
+
+
+async def test_only_older_texts_join_a_batch() -> None:
+    batcher, _ = build(max_rows=64, max_tokens=512)
+    lengths = [100, *[10] * 20, *[101] * 8]
+    tasks = [start(batcher, [part(1, tokens=length)]) for length in lengths]
+    await settle()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    seen = []
+    while not all(task.done() for task in tasks):
+        await settle()
+        if worker.held:
+            seen.append([each.tokens for each in worker.finish().parts])
+    assert seen[0] == [100]  # the others of its length came too late
+    assert seen[1] == [10] * JOINING
+    assert [await task for task in tasks] == [[2]] * len(lengths)
 
 
 async def test_drain_waits_for_admitted_requests_and_refuses_new_ones() -> None:

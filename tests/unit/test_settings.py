@@ -63,6 +63,12 @@ def test_listening_for_others_is_possible_when_said() -> None:
     assert config.load(["--http-host", "0.0.0.0", "--allow-anonymous"]).http_host == "0.0.0.0"
 
 
+def test_fused_graphs_have_a_folder_unless_attention_is_left_as_it_is(tmp_path: Path) -> None:
+    assert config.load().fused_graphs == str(tmp_path / ".cache" / "graphs")
+    assert config.load(["--graph-cache", "/srv/graphs"]).fused_graphs == "/srv/graphs"
+    assert config.load(["--no-fuse-attention"]).fused_graphs == ""
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_is_documented_by_its_own_description(name: str) -> None:
     description = Settings.model_fields[name].description

@@ -58,6 +58,19 @@ async def test_file_overrides(models_of: Any, factory: Any, open_repository: Any
     assert repository.versions("m") == [2]
 
 
+async def test_graphs_are_not_kept_for_files_of_a_request(
+    models_of: Any, factory: Any, open_repository: Any
+) -> None:
+    content = models_of.add("m").read_bytes()
+    repository = await open_repository(models_of.root, graph_cache="graphs")
+    await repository.load("m")
+    assert factory.definitions[-1].specs[0].graph_cache == "graphs"
+    await repository.load("m", config='{"parameters": {"fuse_attention": {"string_value": "0"}}}')
+    assert factory.definitions[-1].specs[0].graph_cache == ""
+    await repository.load("new", config="{}", files={"file:7/model.onnx": content})
+    assert factory.definitions[-1].specs[0].graph_cache == ""
+
+
 @pytest.mark.parametrize("path", ["../../evil", "/etc/evil", "1/../../evil", "", "file:"])
 async def test_file_overrides_stay_in_their_folder(models_of: Any, open_repository: Any, path: str) -> None:
     repository = await open_repository(models_of.root)

@@ -1,0 +1,127 @@
+"""The folder that keeps fused graphs: one entry for each state of a model file.
+
+An entry is ``<source>-<key>.json``, which says what came of it, and, if the graph was fused,
+``<source>-<key>.onnx``. ``source`` is a digest of the model file's path, ``key`` of everything that the fused
+graph depends on. ``<source>.lock`` is held by the process that makes an entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import onnxruntime as ort
+
+REVISION: Final = 1
+"""Of how graphs are fused: a higher one has all of them made again."""
+
+_DIGITS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of fusing a graph.
+
+    Attributes:
+        size: bytes of the fused graph; 0 when there is none.
+        text: what was fused, or why nothing was.
+        model: the file, for people.
+    """
+
+    size: int
+    text: str
+    model: str
+
+
+class Entry:
+    """Where the fused graph of a model file is kept.
+
+    Args:
+        cache: the folder; it need not exist.
+        model: the model file.
+        beside: other files and numbers that the fused graph depends on.
+
+    Raises:
+        OSError: a file cannot be looked at.
+    """
+
+    def __init__(self, cache: Path, model: Path, beside: Sequence[Path | int] = ()) -> None:
+        self._cache = cache
+        self._model = model.resolve()
+        self._source = _digest(str(self._model))
+        # The weights may lie in files of any name beside the graph.
+        files = sorted(file for file in self._model.parent.iterdir() if file.is_file())
+        found: list[object] = [REVISION, ort.__version__, *(_state(file) for file in files)]
+        found += [_state(item) if isinstance(item, Path) else item for item in beside]
+        stem = f"{self._source}-{_digest(json.dumps(found))}"
+        self.graph = cache / f"{stem}.onnx"
+        self._record = cache / f"{stem}.json"
+
+    def read(self) -> Outcome | None:
+        """Return what came of it; None when it was not tried, or the graph is not as it was written."""
+        try:
+            found = Outcome(**json.loads(self._record.read_bytes()))
+            if found.size and self.graph.stat().st_size != found.size:
+                return None
+        except (OSError, ValueError, TypeError):
+            return None
+        return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait until no other process makes an entry for this file; makes the folder.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with (self._cache / f"{self._source}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def temporary(self) -> Path:
+        """Return the file that a graph is written to before :meth:`keep`."""
+        return self._cache / f"{self._source}-{os.getpid()}.making"
+
+    def keep(self, text: str, graph: Path | None) -> None:
+        """Write down what came of it, and remove what older states of the file have left; call when locked.
+
+        Args:
+            text: what was fused, or why nothing was.
+            graph: the temporary file, which is taken over.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        for old in self._cache.glob(f"{self._source}-*"):
+            if old != graph:
+                old.unlink(missing_ok=True)
+        size = 0
+        if graph is not None:
+            size = graph.stat().st_size
+            graph.replace(self.graph)
+        written = self._record.with_suffix(".writing")
+        written.write_text(json.dumps(asdict(Outcome(size, text, str(self._model)))))
+        written.replace(self._record)
+
+    def discard(self) -> None:
+        """Forget the entry, so that the next load makes it again."""
+        with contextlib.suppress(OSError):
+            self._record.unlink(missing_ok=True)
+            self.graph.unlink(missing_ok=True)
+
+
+def _state(file: Path) -> tuple[str, int, int]:
+    status = file.stat()
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
