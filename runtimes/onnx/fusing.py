@@ -19,8 +19,8 @@ from headrace.runtimes.onnx.encoder_facts import EncoderFacts, read_facts
 from headrace.runtimes.onnx.fusion_check import DifferentGraphsError, compare
 
 LARGEST: Final = 600_000_000
-"""Bytes of a graph with its weights: the fused one is written as a single message, which ends at 2 GiB. The
-optimiser copies a graph often: it needs some seven times these bytes of memory."""
+"""Bytes of a graph with its weights: the optimiser copies a graph often and needs some seven times as much
+memory."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
