@@ -40,7 +40,9 @@ def _kinds(options: BootstrapOptions) -> tuple[Kind, ...]:
     headers = f"the request's headers exceed {MAX_HEADERS_KB} KiB or {MAX_HEADERS} lines"
     body = f"the body exceeds the limit of {options.max_body_bytes} bytes"
     down = "the inference server cannot be reached: no healthy upstream"
+    ended = "the server process that had the request ended before it answered: send the request again"
     transcoding = "response.code_details.contains('grpc_json_transcode_failure')"
+    reset = "response.code_details.contains('{connection_termination}')"
     return (
         Kind(HTTPStatus.BAD_REQUEST, "BadRequestError", "bad_request", TEXT, transcoding),
         Kind(HTTPStatus.BAD_REQUEST, "BadRequestError", "bad_request", f"bad request: {DETAILS}"),
@@ -48,6 +50,7 @@ def _kinds(options: BootstrapOptions) -> tuple[Kind, ...]:
         Kind(HTTPStatus.NOT_FOUND, "NotFoundError", "not_found", HTTPStatus.NOT_FOUND.phrase),
         Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PayloadTooLargeError", "payload_too_large", body),
         Kind(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "BadRequestError", "headers_too_large", headers),
+        Kind(HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailableError", "unavailable", ended, reset),
         Kind(HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailableError", "unavailable", down),
         Kind(None, "GatewayError", "gateway"),
     )
