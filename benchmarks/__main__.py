@@ -59,6 +59,10 @@ def main(
     serve: Annotated[
         list[str] | None, typer.Option(help="Further flag of `headrace serve`; may be repeated.")
     ] = None,
+    beside: Annotated[
+        bool,
+        typer.Option("--beside", help="Compare with peers only: all in turn, 1.5 s a point, ten rounds."),
+    ] = False,
     minutes: Annotated[float, typer.Option(help="Length of the soak, which runs only if named.")] = 30.0,
     check: Annotated[
         bool, typer.Option("--check", help="Exit 1 if a bar is missed or a request fails.")
@@ -76,8 +80,8 @@ def main(
         for scenario in chosen:
             _describe(console, scenario)
         return
-    length = seconds or (2.0 if quick else 6.0)
-    times = rounds or (1 if quick else 3)
+    length = seconds or (2.0 if quick else 1.5 if beside else 6.0)
+    times = rounds or (1 if quick else 10 if beside else 3)
     started = dt.datetime.now(dt.UTC)
     result = RunResult(
         started.isoformat(timespec="seconds"),
@@ -88,8 +92,8 @@ def main(
     stem = results / f"{started:%Y%m%d-%H%M%S}-{machine.device()}"
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         options = Options(
-            repository.resolve(), length, times, 0.5 if quick else 1.0, 0.6 if quick else 1.5,
-            Path(folder), peers.resolve(), tuple(serve or ()),
+            repository.resolve(), length, times, 0.5 if quick or beside else 1.0, 0.6 if quick else 1.5,
+            Path(folder), peers.resolve(), tuple(serve or ()), beside,
         )  # fmt: skip
         generation_options = GenerationOptions(
             repository.resolve(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.estimates import middle
@@ -32,8 +32,7 @@ class Measurement:
         server_cpu_of_empty: the server's own CPU a request ÷ that of the handler that does nothing.
         of: ``rate`` ÷ that of each peer at as many clients in the same round, both related to the raw limit
             beside them where there is one; only of our routes.
-        of_peers: the least of them: how we are to the fastest peer.
-        p99_of_peers: ``p99_ms`` ÷ the least of the peers in the same round.
+        p99_of: ``p99_ms`` ÷ that of each peer, the same.
     """
 
     rate: float
@@ -50,8 +49,7 @@ class Measurement:
     of_empty: float | None = None
     server_cpu_of_empty: float | None = None
     of: dict[str, float] = field(default_factory=dict)
-    of_peers: float | None = None
-    p99_of_peers: float | None = None
+    p99_of: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -64,8 +62,24 @@ class PointResult:
     peer: bool = False
 
     def median(self, metric: str) -> float | None:
-        """Return the median over the rounds of an attribute of a measurement; None where unmeasured."""
+        """Return the median over the rounds of an attribute of a measurement; None where unmeasured.
+
+        ``of_peers`` is the median beside the fastest peer, ``p99_of_peers`` that beside the steadiest: of the
+        medians beside each, the one that is worst for us.
+        """
+        if metric == "of_peers":
+            return min(self._beside([each.of for each in self.rounds]), default=None)
+        if metric == "p99_of_peers":
+            return max(self._beside([each.p99_of for each in self.rounds]), default=None)
         return middle([getattr(each, metric) for each in self.rounds])
+
+    @staticmethod
+    def _beside(rounds: list[dict[str, float]]) -> Iterator[float]:
+        """Yield the median over the rounds for each peer."""
+        for name in {name for ratios in rounds for name in ratios}:
+            ratio = middle([ratios.get(name) for ratios in rounds])
+            if ratio is not None:
+                yield ratio
 
     def cpu(self, group: str) -> float:
         """Return the median CPU-seconds per 1,000 requests of a group of processes."""
@@ -164,8 +178,7 @@ def relate_to_peers(points: Sequence[PointResult]) -> None:
             if not theirs:
                 continue
             measured.of = {name: _speed(measured) / _speed(each) for name, each in theirs.items()}
-            measured.of_peers = min(measured.of.values())
-            measured.p99_of_peers = measured.p99_ms / min(each.p99_ms for each in theirs.values())
+            measured.p99_of = {name: measured.p99_ms / each.p99_ms for name, each in theirs.items()}
 
 
 def _speed(measured: Measurement) -> float:

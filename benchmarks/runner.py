@@ -40,6 +40,8 @@ class Options:
         folder: where logs and the peers' files go.
         peers: where the peers' environments are.
         arguments: further flags of ``headrace serve``.
+        beside: compare with the peers only. At each number of clients all are measured in turn, as close in
+            time as can be and without the raw limit in between.
     """
 
     repository: Path
@@ -50,6 +52,7 @@ class Options:
     folder: Path
     peers: Path
     arguments: tuple[str, ...] = ()
+    beside: bool = False
 
 
 class ScenarioRun:
@@ -81,7 +84,7 @@ class ScenarioRun:
         with ExitStack() as stack:
             references: dict[str, Reference] = {}
             cores = len(os.sched_getaffinity(0))
-            if scenario.reference == "raw":
+            if scenario.reference == "raw" and not options.beside:
                 self._progress("searching the raw limit")
                 references |= stack.enter_context(loops(scenario, self._workload, cores, options.search))
             self._progress("starting the server")
@@ -100,8 +103,11 @@ class ScenarioRun:
             results = [
                 PointResult(point.route.name, point.clients, peer=bool(point.route.peer)) for point in points
             ]
+            order = list(zip(points, results, strict=True))
+            if options.beside:
+                order.sort(key=lambda pair: pair[0].clients)
             for round_number in range(options.rounds):
-                for number, (point, result) in enumerate(zip(points, results, strict=True)):
+                for number, (point, result) in enumerate(order[:: -1 if round_number % 2 else 1]):
                     peer = started.running.get(point.route.peer)
                     if point.route.peer and peer is None:
                         continue
@@ -160,7 +166,7 @@ class ScenarioRun:
     ) -> Measurement:
         """Measure a point between two readings of its references."""
         options = self._options
-        names = reference_names(point)
+        names = () if options.beside else reference_names(point)
         before = {name: self._latest.get(name) or self._read(references[name]) for name in names}
         payload = self._payloads[point.route.payload]
         self._progress(f"{point.route.name}, {point.clients} clients")

@@ -193,7 +193,8 @@ def test_a_peer_that_fails_is_left_out_of_the_other_rounds(
     ours.rounds.append(measurement(10.0, 1.0, None))
     theirs = results.PointResult("infinity", 1, peer=True, rounds=[measurement(5.0, 1.0, None)])
     results.relate_to_peers([ours, theirs])
-    assert [each.of_peers for each in ours.rounds] == [2.0, None]
+    assert [each.of for each in ours.rounds] == [{"infinity": 2.0}, {}]
+    assert ours.median("of_peers") == 2.0
 
 
 def test_a_peer_that_ends_says_why(monkeypatch: pytest.MonkeyPatch, place: Any) -> None:
@@ -291,13 +292,15 @@ def a_scenario() -> Any:
     )
 
 
-def test_we_are_related_to_the_fastest_peer_of_each_round() -> None:
+def test_we_are_related_to_each_peer_in_each_round_and_the_worst_median_counts() -> None:
     ours, lone, fast, _ = a_scenario().points
-    assert [each.of_peers for each in ours.rounds] == [pytest.approx(1.2), pytest.approx(0.8)]
+    assert [each.of["triton"] for each in ours.rounds] == [pytest.approx(1.2), pytest.approx(0.8)]
     assert ours.rounds[0].of == {"triton": pytest.approx(1.2), "infinity": pytest.approx(3.0)}
-    assert [each.p99_of_peers for each in ours.rounds] == [pytest.approx(0.6), pytest.approx(1.25)]
-    assert lone.rounds[0].of_peers is None
-    assert fast.rounds[0].of_peers is None
+    assert [each.p99_of["triton"] for each in ours.rounds] == [pytest.approx(0.6), pytest.approx(1.25)]
+    assert ours.median("of_peers") == pytest.approx(1.0)
+    assert ours.median("p99_of_peers") == pytest.approx(0.925)
+    assert lone.median("of_peers") is None
+    assert fast.median("of_peers") is None
 
 
 def test_a_peer_that_answered_nothing_is_no_measure() -> None:
@@ -305,11 +308,11 @@ def test_a_peer_that_answered_nothing_is_no_measure() -> None:
     for each in (points[2].rounds[0], points[3].rounds[0], points[3].rounds[1]):
         each.rate, each.of_raw = 0.0, None
     for each in points[0].rounds:
-        each.of_peers = None
+        each.of = {}
     results.relate_to_peers(points)
     first, second = points[0].rounds
-    assert first.of_peers is None
-    assert set(second.of or {}) == {"triton"}
+    assert first.of == {}
+    assert set(second.of) == {"triton"}
 
 
 def test_tables_show_peers_and_why_others_are_missing() -> None:
