@@ -38,7 +38,7 @@ _SPINNING: Final = ("session.intra_op.allow_spinning", "session.inter_op.allow_s
 SHORT_SPINNING: Final = MappingProxyType(
     {
         "session.intra_op.allow_spinning": "1",
-        "session.intra_op.spin_duration_us": "50",
+        "session.intra_op.spin_duration_us": "500",
         "session.force_spinning_stop": "1",
     }
 )
