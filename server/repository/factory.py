@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.server.errors import ModelNotReadyError
 from headrace.server.repository.model import Model
-from headrace.server.repository.policies import batching_policy, text_batch_tokens
+from headrace.server.repository.policies import batching_policy, text_limits
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.generating import EngineGenerator
 from headrace.server.telemetry.generation import GenerationStatistics
@@ -123,8 +123,7 @@ class RunningModels:
 
         group = WorkerGroup(definition.specs, create, failed)
         completed = await _start(group, definition)
-        tokens = text_batch_tokens(definition) if definition.text is not None else 0
-        policy = batching_policy(completed.config, self._max_queue_size, text_tokens=tokens)
+        policy = batching_policy(completed.config, self._max_queue_size, text_limits(definition))
         batcher = Batcher(policy, statistics)
         for instance in group.instances:
             instance.attach(batcher)

@@ -1,7 +1,7 @@
 """The dynamic batcher: admits parts, forms batches, hands them to worker instances, resolves answers.
 
 Everything happens in callbacks of the event loop; there is no task that polls. ``run`` admits and waits,
-``_dispatch`` forms batches whenever parts arrive or an instance becomes free, and the instances call
+``_form`` forms batches whenever parts arrive or an instance becomes free, and the instances call
 ``executed``, ``failed`` and ``returned``.
 """
 
@@ -41,6 +41,10 @@ IDLE_TURN_NS: Final = 40_000
 
 GATHER_NS: Final = 2_000_000
 """A batch is formed after this many nanoseconds even if the loop is still busy taking in requests."""
+
+AT_ONCE_NS: Final = 8_000_000
+"""An instance that has just finished gets what waits at once when that is work for so many nanoseconds; of
+less it waits for the loop to take in more, because few rows at a time take longer each."""
 
 _SMOOTHING: Final = 0.1  # weight of the newest batch in the average time per row
 
@@ -180,6 +184,9 @@ class Batcher:
             pending.output_ns = max(pending.output_ns, reply.output_ns)
             part.batch = None
             pending.complete(part.index, result)
+        if len(self._waiting) * self._row_ns > AT_ONCE_NS:
+            # before the answers are written, which takes longer than the instance should wait
+            self._form()
         self.schedule()
 
     def failed(self, batch: Batch, error: HeadraceError) -> None:
@@ -256,10 +263,11 @@ class Batcher:
             self._turn_ns = now
             self._loop.call_soon(self._gather)
         else:
-            self._dispatch()
+            self._scheduled = False
+            self._form()
 
-    def _dispatch(self) -> None:
-        self._scheduled = False
+    def _form(self) -> None:
+        """Form batches as long as something waits and an instance takes one."""
         while len(self._waiting):
             idle = [executor for executor in self._executors if executor.slots and not executor.batches]
             if idle:

@@ -31,6 +31,7 @@ class BatchingPolicy:
     Attributes:
         max_rows: rows in one batch of several parts, at least 1; a part that is larger goes alone.
         max_tokens: padded tokens in one batch of texts; 0 for tensor models.
+        overhead_tokens: what a batch of texts costs besides its tokens, in tokens.
         join: parts of different requests may share a batch.
         preferred: batch sizes worth waiting ``delay_us`` for, ascending.
         delay_us: microseconds that the oldest part may wait for a better batch; 0 takes what waits.
@@ -44,6 +45,7 @@ class BatchingPolicy:
 
     max_rows: int = 1
     max_tokens: int = 0
+    overhead_tokens: int = 0
     join: bool = False
     preferred: tuple[int, ...] = ()
     delay_us: int = 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from headrace.server.errors import ExecutionFailedError
-from headrace.server.repository.policies import batching_policy, text_batch_tokens
+from headrace.server.repository.policies import batching_policy, text_limits
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.telemetry.statistics import ModelStatistics
 from headrace.server.tuning.application import apply
@@ -114,8 +114,7 @@ async def measure_group(
         completed = shaped.complete(loaded)
         text = definition.text_model
         samples = text_samples(text) if text is not None else tensor_samples(completed)
-        tokens = text_batch_tokens(shaped) if text is not None else 0
-        policy = batching_policy(completed.config, _QUEUE, text_tokens=tokens)
+        policy = batching_policy(completed.config, _QUEUE, text_limits(shaped))
 
         def batcher(policy: BatchingPolicy) -> Batcher:
             made = Batcher(policy, ModelStatistics())

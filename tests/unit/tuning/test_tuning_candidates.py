@@ -8,7 +8,7 @@ import pytest
 
 from headrace.server.repository.instances import Machine
 from headrace.server.repository.layout import open_model
-from headrace.server.repository.policies import batching_policy, text_batch_tokens
+from headrace.server.repository.policies import batching_policy, text_limits
 from headrace.server.repository.preparation import prepare
 from headrace.server.scheduling.policy import BatchingPolicy
 from headrace.server.tuning.application import apply
@@ -127,7 +127,7 @@ def test_the_choice_is_what_runs_and_what_the_configuration_shows(define: Define
     assert (group.count, group.kind, group.name) == (2, group.KIND_CPU, "m_0")
     shown = {key: value.string_value for key, value in tuned.config.parameters.items()}
     assert shown == {"intra_op_thread_count": "4", "lone_threads": "8", "max_batch_rows": "16"}
-    assert batching_policy(tuned.config, 100, text_tokens=0).max_rows == 16
+    assert batching_policy(tuned.config, 100, None).max_rows == 16
     assert tuned.written == definition.written
     assert definition.config.instance_group[0].count == 4  # the one it came from has not changed
 
@@ -143,7 +143,9 @@ def test_the_choice_does_not_touch_what_is_given(define: Define) -> None:
 
 def test_the_limit_of_a_text_model_is_its_tokens(define: Define) -> None:
     tuned = apply(define(texts=True, cores=8), Candidate(Layout(2, 4, 8), 512), Machine(8))
-    assert text_batch_tokens(tuned) == 512
+    limits = text_limits(tuned)
+    assert limits is not None
+    assert limits.max_tokens == 512
     assert "max_batch_rows" not in tuned.parameters
 
 
