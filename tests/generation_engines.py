@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from drawing_decoder import DrawingDecoder
 from hash_decoder import HashDecoder, history_logits
 
-from headrace.runtimes.generation.base import GenerationSpec
+from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec
 from headrace.runtimes.generation.beams import Beams
 from headrace.runtimes.generation.engine import Engine
 from headrace.runtimes.generation.messages import (
@@ -90,12 +91,25 @@ class Result:
 
 
 class Bench:
-    """An engine, its decoder and the results of all requests so far."""
+    """An engine, its decoder and the results of all requests so far.
 
-    def __init__(self, spec: GenerationSpec, *, paged: bool = False, together: bool = True) -> None:
+    With ``sampling`` the decoder chooses tokens itself; ``lazy`` as for ``DrawingDecoder``.
+    """
+
+    def __init__(
+        self,
+        spec: GenerationSpec,
+        *,
+        paged: bool = False,
+        together: bool = True,
+        sampling: DeviceSampling | None = None,
+        lazy: bool = True,
+    ) -> None:
         self.spec = spec
         self.decoder = HashDecoder(spec, VOCABULARY, paged=paged, together=together)
-        self.engine = Engine(self.decoder, Sampler(VOCABULARY, spec.eos_ids), spec)
+        self.drawing = DrawingDecoder(self.decoder, sampling or "host", lazy=lazy)
+        driven = self.decoder if sampling is None else self.drawing
+        self.engine = Engine(driven, Sampler(VOCABULARY, spec.eos_ids), spec)
         self.results: dict[int, Result] = {}
 
     def add(self, prompt: Sequence[int], sampling: Sampling) -> int:
@@ -130,6 +144,7 @@ class Bench:
         assert (stats.running, stats.waiting) == (0, 0)
         assert stats.free_slots == self.spec.max_sequences
         assert stats.free_blocks == stats.total_blocks
+        self.drawing.finish()
         assert not self.decoder.held
         assert not self.engine._requests
         assert not self.engine._scheduler.prefixes._coming

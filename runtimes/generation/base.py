@@ -1,4 +1,4 @@
-"""The contract between the engine and a decoder: plain dataclasses and one protocol.
+"""The contract between the engine and a decoder: plain dataclasses and two protocols, the second optional.
 
 Blocking and single-threaded, as ``headrace.runtimes.base``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,84 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Free what the model holds; it is not used afterwards."""
+
+
+class Draw(NamedTuple):
+    """How a decoder chooses one token itself.
+
+    Attributes:
+        temperature: 0 or less takes the most likely token, the first of equals.
+        top_k, top_p, min_p: as ``parameters.Sampling`` has them, in the order of
+            :mod:`headrace.runtimes.generation.truncation`.
+        uniform: in [0, 1): where in the cumulative distribution, in order of ids, the token is.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+
+
+class Outcome(NamedTuple):
+    """What came out of a step.
+
+    Attributes:
+        logits: of the chunks without a draw, as :meth:`Decoder.step` returns them.
+        tokens: drawn, in the order of the chunks with a draw. Each is in the vocabulary, whatever the logits.
+        sound: for each of them, whether its logits had a finite maximum and no NaN.
+    """
+
+    logits: NDArray[np.float32]
+    tokens: Sequence[int]
+    sound: Sequence[bool]
+
+
+class Begun(Protocol):
+    """A step that was begun, and may not be done yet."""
+
+    def read(self) -> Outcome:
+        """Wait until the step is done and return what came out of it; called once at most.
+
+        Raises:
+            ModelError: as :meth:`Decoder.step`.
+        """
+
+
+DeviceSampling = Literal["host", "device", "ahead"]
+"""Who chooses tokens: the engine all of them; the decoder those that it can; the decoder, and the engine may
+begin a step before it has read the one before."""
+
+
+@runtime_checkable
+class SamplingDecoder(Decoder, Protocol):
+    """A decoder that can choose tokens where its logits are, and begin a step without waiting for its end.
+
+    Whatever is asked of it (steps, copies) happens in the order in which it was asked, each after the one
+    before is done. So blocks that a step writes may be given away as soon as it was begun: who gets them
+    writes later.
+    """
+
+    @property
+    def sampling(self) -> DeviceSampling:
+        """How much of this is to be used; ``device`` and ``ahead`` only where ``together`` holds."""
+
+    def begin(
+        self, chunks: Sequence[Chunk], draws: Sequence[Draw | None], follows: Sequence[int] | None = None
+    ) -> Begun:
+        """Begin a step; chunks are used as in ``step``, before this returns.
+
+        Args:
+            chunks: as for ``step``.
+            draws: for each chunk how its token is chosen, None to return its logits; a chunk with a draw has
+                ``logits == 1``.
+            follows: given when the step that was begun last has not been read: ``follows[i]`` is the place,
+                among that step's drawn tokens, of the one that chunk ``i`` computes. The chunks are of one
+                token then, which stands for it and is not looked at.
+
+        Raises:
+            ModelError: as ``step``.
+        """
 
 
 DecoderLoader = Callable[["InstanceSpec"], Decoder]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import ModelError
+from headrace.runtimes.generation.ahead import Ahead, Results
 from headrace.runtimes.generation.base import Decoder, GenerationSpec
 from headrace.runtimes.generation.blocks import BlockManager
 from headrace.runtimes.generation.messages import Add, EngineStats, Event, Rejected, Started
@@ -36,6 +37,7 @@ class Engine:
         self._blocks = BlockManager(spec.kv_tokens // spec.block_tokens)
         self._scheduler = Scheduler(spec, self._blocks, self._release)
         self._postprocessor = Postprocessor(decoder, sampler, self._scheduler, spec.eos_ids, self._close)
+        self._ahead = Ahead.of(decoder, self._scheduler, spec)
         self._requests: dict[int, Request] = {}
         self._context = min(spec.max_tokens, self._blocks.total * spec.block_tokens)
         self._arrivals = 0
@@ -137,7 +139,8 @@ class Engine:
         ``listen`` is called whenever the decoder has done a part: requests may be added and ended then.
         """
         begin = time.perf_counter_ns()
-        plan = self._scheduler.plan()
+        begun = None if self._ahead is None else self._ahead.take()
+        plan = begun or self._scheduler.plan()
         if plan.started:
             self._prompt_tokens += sum(len(request.prompt) for request in plan.started)
             emit([Started(request.identifier, request.sequences[0].cached) for request in plan.started])
@@ -156,7 +159,7 @@ class Engine:
         times.steps += 1
         planned = time.perf_counter_ns()
         try:
-            logits = self._compute(plan)
+            results = self._compute(plan)
         except Exception as error:  # noqa: BLE001 - the requests of these chunks end, the engine does not
             times.failures += 1
             text = failure(error)
@@ -165,16 +168,22 @@ class Engine:
                 self._close(request)
             return [Rejected(request.identifier, "execution", text) for request in requests]
         computed = time.perf_counter_ns()
-        events = self._postprocessor.process(plan, logits)
+        events = self._postprocessor.take(results.drawn) if results.drawn else []
+        if results.rest.sequences:
+            events += self._postprocessor.process(results.rest, results.logits)
         times.add(begin, planned, computed, time.perf_counter_ns())
         return events
 
-    def _compute(self, plan: Plan) -> NDArray[np.float32]:
-        logits = self._decoder.step(plan.chunks)
-        shape = (sum(chunk.logits for chunk in plan.chunks), self._decoder.vocabulary_size)
-        if logits.shape != shape:
-            raise ModelError(f"the decoder returned logits of shape {logits.shape}; expected {shape}")
-        return logits
+    def _compute(self, plan: Plan) -> Results:
+        if self._ahead is None:
+            results = Results((), plan, self._decoder.step(plan.chunks))
+        else:
+            results = self._ahead.compute(plan)
+        found = results.logits.shape
+        shape = (sum(chunk.logits for chunk in results.rest.chunks), self._decoder.vocabulary_size)
+        if found != shape:
+            raise ModelError(f"the decoder returned logits of shape {found}; expected {shape}")
+        return results
 
     def _close(self, request: Request) -> None:
         """End a request, whatever its state."""

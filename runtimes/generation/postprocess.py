@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import ModelError
+from headrace.runtimes.generation.ahead import Drawn
 from headrace.runtimes.generation.base import Chunk, Decoder
 from headrace.runtimes.generation.choice import Pick, choose
 from headrace.runtimes.generation.endings import (
     best_samples,
+    ending,
     grammar_failure,
     sampler_parameters,
     search_ending,
@@ -22,7 +24,7 @@ from headrace.runtimes.generation.endings import (
     told,
 )
 from headrace.runtimes.generation.messages import Event, PromptLogprobs, Rejected
-from headrace.runtimes.generation.sampling import Sampler, SamplerState
+from headrace.runtimes.generation.sampling import Sampler, SamplerState, TokenSample
 from headrace.runtimes.generation.scheduler import Plan, Scheduler
 from headrace.runtimes.generation.search import BeamSearch
 from headrace.runtimes.generation.sequence import NO_SLOT, Ending, Request, Sequence
@@ -99,6 +101,27 @@ class Postprocessor:
         # last: a beam may push out others, whose tokens are safe by now
         for request, rows in work.searched.items():
             self._guarded(request, self._search, request, rows, logits)
+        return self._events
+
+    def take(self, drawn: Rows[Drawn]) -> list[Event]:
+        """Return what the tokens brought that the decoder drew itself."""
+        self._events = []
+        for sequence, _, sound in drawn:
+            request = sequence.request
+            if not sound and not request.closed:
+                self.reject(request, NOT_FINITE)
+        for sequence, token, _ in drawn:
+            state = sequence.state
+            if state is None or sequence.request.closed:
+                continue
+            self._scheduler.advance(sequence, len(sequence.tokens))
+            self._sampler.append(state, token)
+            sequence.tokens.append(token)
+            self.generated += 1
+            pick = Pick(sequence, state, 0)
+            pick.chosen.append(TokenSample(token, None))
+            pick.ending = ending(sequence, self._eos_ids)
+            self._tell(pick)
         return self._events
 
     def _advance(self, sequence: Sequence, chunk: Chunk, work: _Work, first: int) -> None:

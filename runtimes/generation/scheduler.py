@@ -58,10 +58,17 @@ class Plan:
             return
         single = [pair for pair in pairs if len(pair[1].tokens) == 1]
         for group in (single, *([pair] for pair in longer)):
-            left = [pair for pair in group if pair[0].slot == pair[1].slot]
-            if left:
-                sequences, chunks = [sequence for sequence, _ in left], [chunk for _, chunk in left]
-                yield Plan(sequences, chunks, prefill=self.prefill and group is not single)
+            sequences, chunks = [sequence for sequence, _ in group], [chunk for _, chunk in group]
+            part = Plan(sequences, chunks, prefill=self.prefill and group is not single).left()
+            if part.sequences:
+                yield part
+
+    def left(self) -> Plan:
+        """Return the plan without sequences that have lost their slot since; it has no ``started``."""
+        left = [
+            pair for pair in zip(self.sequences, self.chunks, strict=True) if pair[0].slot == pair[1].slot
+        ]
+        return Plan([sequence for sequence, _ in left], [chunk for _, chunk in left], prefill=self.prefill)
 
 
 class Scheduler:
@@ -79,13 +86,20 @@ class Scheduler:
         self._release = release
         self._slots = list(range(spec.max_sequences))
         heapify(self._slots)
-        # what was not admitted, and the blocks free then: no need to look again before they change
+        # what was not admitted, and the blocks free then: no need to look again before some are given back
         self._refused: tuple[Sequence, int] | None = None
 
     @property
     def free_slots(self) -> int:
         """Sequences that could run beside those that do."""
         return len(self._slots)
+
+    @property
+    def admits(self) -> bool:
+        """Whether the first that waits may get what it needs, as far as is known without looking for it."""
+        if not self.waiting or len(self._slots) < self.waiting[0].request.slots:
+            return False
+        return self._refused is None or self._refused[0] is not self.waiting[0]
 
     def add(self, sequence: Sequence) -> None:
         """Have a sequence wait for its turn."""
@@ -168,8 +182,7 @@ class Scheduler:
     def park(self, sequence: Sequence, keeper: Sequence) -> None:
         """End one beam of a search; ``keeper``, another one, keeps its slots for beams to come."""
         _take(self.running, sequence)
-        self.blocks.release(sequence.blocks)
-        sequence.blocks = []
+        self._give_back(sequence)
         self._release(sequence.slot)
         keeper.spare += (sequence.slot, *sequence.spare)
         sequence.slot = NO_SLOT
@@ -308,10 +321,14 @@ class Scheduler:
             chunk.logits += len(draft)
             budget -= len(draft)
 
-    def _vacate(self, sequence: Sequence) -> None:
-        self.prefixes.withdraw(sequence)
+    def _give_back(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
+        self._refused = None
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self.prefixes.withdraw(sequence)
+        self._give_back(sequence)
         for slot in (sequence.slot, *sequence.spare):
             self._release(slot)
             heappush(self._slots, slot)

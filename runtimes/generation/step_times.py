@@ -8,6 +8,8 @@ from headrace.runtimes.generation.messages import StepStats
 class StepTimes:
     """Totals since the engine began; times are nanoseconds, those of failed steps are left out.
 
+    Of a step that was begun ahead they are what was left of it when the one before it had been told.
+
     Attributes:
         steps: that began.
         failures: those of them that failed.

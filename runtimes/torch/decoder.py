@@ -26,8 +26,9 @@ def load(instance: InstanceSpec) -> Decoder:
     The Llama family (``architecture.FAMILY``) has code of its own; other models are computed by transformers
     with this engine's attention, and are refused when that would not compute what transformers itself does.
 
-    Options: ``dtype`` (``auto``, ``float32``, ``bfloat16``, ``float16``). Nothing is downloaded and no code
-    of the folder is run.
+    Options: ``dtype`` (``auto``, ``float32``, ``bfloat16``, ``float16``); ``sampling`` (``host``, ``device``,
+    ``ahead``), who chooses tokens on a GPU, see ``generation.base.DeviceSampling``. Nothing is downloaded and
+    no code of the folder is run.
 
     Raises:
         ModelError: the folder is incomplete, the model cannot be served, or an option is wrong.
@@ -41,12 +42,13 @@ def load(instance: InstanceSpec) -> Decoder:
         msg = f"'{folder.name}' is quantised, which the torch runtime does not compute"
         raise ModelError(msg)
     device = options.device(instance)
+    sampling = options.sampling(instance.options)
     set_threads(instance)
     decoder: Callable[[Network, GenerationSpec], Decoder] = SlotDecoder
     if device.type == "cuda":
         from headrace.runtimes.torch.generation.cuda_kernel import decode
 
-        decoder = partial(PagedDecoder, device=device, decode=decode)
+        decoder = partial(PagedDecoder, device=device, decode=decode, sampling=sampling)
     sizes = architecture(config)
     if sizes is not None:
         return decoder(_fused(folder, sizes, instance, device), instance.generation)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, TensorSpec
 from headrace.runtimes.torch import options
 from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
+from headrace.runtimes.torch.packed_choice import choose
+from headrace.runtimes.torch.packed_encoder import padding_position
 
 _HARMLESS: tuple[str, ...] = ("pooler.", "position_ids")
 """Weights that may be missing from a checkpoint because nothing served is computed from them."""
@@ -27,8 +29,9 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     tokens, vocabulary]; else ``last_hidden_state`` [rows, tokens, dim]. Inputs are
     ``input_ids``, ``attention_mask`` and, where the model has token types, ``token_type_ids``, all INT64.
 
-    Options: ``dtype`` (weights and outputs; float32 by default), ``compile``, and ``allow_pickle`` to read
-    ``pytorch_model.bin`` too. Nothing is downloaded and no code of the folder is run.
+    Options: ``dtype`` (weights and outputs; float32 by default), ``compile``, ``packed`` (see
+    :func:`~headrace.runtimes.torch.packed_choice.choose`), and ``allow_pickle`` to read ``pytorch_model.bin``
+    too. Nothing is downloaded and no code of the folder is run.
 
     Raises:
         ModelError: the folder is incomplete, or no text encoder.
@@ -106,24 +109,28 @@ def _serve(module: Any, config: Any, instance: InstanceSpec, device: torch.devic
     inputs = [TensorSpec(name, "INT64", (-1, -1)) for name in names]
     datatype = {torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16"}[module.dtype]
     output = TensorSpec(kind.output, datatype, (-1,) * (kind.rank - 1) + (getattr(config, kind.width),))
+    longest = _longest(module, config)
+    packed = choose(module, output, instance, longest)
     called = compiled(module, instance.options)
 
     def call(tensors: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        if packed is not None:
+            return {output.name: packed(tensors)}
         return {output.name: called(**tensors, return_dict=True)[output.name]}
 
-    model = TorchModel(call, inputs, [output], instance, device, check=_limits(module, config))
-    return prepare(model, instance.options)
+    check = _limits(config.vocab_size, longest)
+    return prepare(TorchModel(call, inputs, [output], instance, device, check=check), instance.options)
 
 
-def _limits(module: Any, config: Any) -> Callable[[Mapping[str, NDArray[Any]]], None]:
+def _longest(module: Any, config: Any) -> int | None:
+    """Return the most tokens that a text may have, or None when nothing says."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    padding = padding_position(module)
+    return positions if positions is None or padding is None else positions - padding - 1
+
+
+def _limits(vocabulary: int, longest: int | None) -> Callable[[Mapping[str, NDArray[Any]]], None]:
     """Make the check of ids and lengths: on a GPU a wrong index would end the process."""
-    vocabulary: int = config.vocab_size
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    if longest is not None:
-        for name, part in module.named_modules():
-            # RoBERTa and its kin count positions from behind the padding id.
-            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-                longest -= part.padding_idx + 1
 
     def check(inputs: Mapping[str, NDArray[Any]]) -> None:
         ids = inputs["input_ids"]

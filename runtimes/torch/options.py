@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 import torch
 
 from headrace.runtimes.base import InstanceSpec, ModelError, TensorSpec
+from headrace.runtimes.generation.base import DeviceSampling
 from headrace.runtimes.torch.tensors import DTYPES
 
 _FLOATS: Final = MappingProxyType(
     {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 )
+_SAMPLING: Final[Mapping[str, DeviceSampling]] = MappingProxyType(
+    {name: name for name in get_args(DeviceSampling)}
+)
 _BOOLEANS: Final = MappingProxyType({"true": True, "false": False, "1": True, "0": False})
+
+PACKED: Final = ("auto", "on", "off")
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -39,6 +45,19 @@ def dtype(options: Mapping[str, str]) -> torch.dtype | None:
     return _FLOATS.get(text)
 
 
+def sampling(options: Mapping[str, str]) -> DeviceSampling:
+    """Return the ``sampling`` option: who chooses tokens on a GPU; ``ahead`` when it is left out.
+
+    Raises:
+        ModelError: it is none of the three.
+    """
+    text = options.get("sampling", "ahead")
+    if text not in _SAMPLING:
+        msg = f"option 'sampling' must be one of {', '.join(_SAMPLING)}, not '{text}'"
+        raise ModelError(msg)
+    return _SAMPLING[text]
+
+
 def switch(options: Mapping[str, str], name: str) -> bool:
     """Return a true-or-false option; false when it is left out.
 
@@ -50,6 +69,19 @@ def switch(options: Mapping[str, str], name: str) -> bool:
         msg = f"option '{name}' must be true or false, not '{options[name]}'"
         raise ModelError(msg)
     return _BOOLEANS[text]
+
+
+def packed(options: Mapping[str, str]) -> str:
+    """Return the ``packed`` option; ``auto`` when it is left out.
+
+    Raises:
+        ModelError: it is none of ``auto``, ``on`` and ``off``.
+    """
+    text = options.get("packed", "auto").strip().lower()
+    if text not in PACKED:
+        msg = f"option 'packed' must be one of {', '.join(PACKED)}, not '{options['packed']}'"
+        raise ModelError(msg)
+    return text
 
 
 def declared(options: Mapping[str, str], name: str) -> tuple[TensorSpec, ...] | None:

@@ -140,6 +140,10 @@ def test_a_model_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
         (lambda query, key: key <= query, {"local_size": 5}, None),
         (lambda query, key: (key <= query) & (key // 5 == query // 5), {"local_size": 5}, None),
         (lambda query, key: key <= query, {"use_vmap": True}, None),
+        (lambda query, _: query >= 0, {}, Visible(causal=False)),
+        (lambda query, key: (query - key).abs() <= 5, {"local_size": 5}, Visible(5, causal=False)),
+        (lambda query, key: (query - key).abs() < 5, {"local_size": 5}, None),
+        (lambda query, _: query >= 0, {"local_size": 5}, None),
     ],
 )
 def test_masks_are_described(

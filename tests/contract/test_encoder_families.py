@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,19 @@ MODULES = [{"path": "", "type": "sentence_transformers.models.Transformer"},
            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
 
 
-def served(folder: Path, task: Task, runtime: str) -> TextEncoder:
-    """Load a folder with what the repository reads off its files."""
+def served(folder: Path, task: Task, runtime: str, **options: str) -> TextEncoder:
+    """Load a folder with what the repository reads off its files, and with further options."""
     (definition,) = prepare(open_model(folder.name, [folder.parent]), Machine(1))
     assert definition.task is task
     spec = definition.specs[0]
     assert isinstance(spec, InstanceSpec)
     assert spec.runtime == runtime
     assert spec.text is not None
-    return TextEncoder(loader(runtime)(spec), spec.text)
+    return TextEncoder(loader(runtime)(replace(spec, options=spec.options | options)), spec.text)
 
 
 def answered(model: TextEncoder, rows: Sequence[Sequence[int]], output: str) -> NDArray[Any]:
-    """Run all rows as one padded batch."""
+    """Run all rows as one batch."""
     tokens = np.array([token for row in rows for token in row], np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
     return model.execute({"token_ids": tokens, "lengths": lengths}, (output,), Run())[output]
@@ -84,6 +85,20 @@ def test_torch_embeds(family: str, tmp_path: Path) -> None:
     expected = pooled(alone(model, ROWS, "last_hidden_state"), own_pooling(family))
     assert np.abs(expected[0] - expected[3]).max() > 0.01  # texts are told apart
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torch_gives_the_same_packed(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """MPNet alone computes its attention itself: it is padded, and the log says so."""
+    folder = save(encoder(family), tmp_path / family, pooling_files(own_pooling(family)))
+    padded = served(folder, Task.EMBED, "torch", packed="off")
+    packed = served(folder, Task.EMBED, "torch", packed="on")
+    said = "MPNetModel cannot pack them: its layers do not take attention from outside"
+    assert capfd.readouterr().err.count(said) == (family == "mpnet")
+    for output in ("embedding", "token_embeddings"):
+        found, expected = (answered(model, ROWS, output) for model in (packed, padded))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.array_equal(found, expected) == (family == "mpnet")  # sums in another order
 
 
 @pytest.mark.slow

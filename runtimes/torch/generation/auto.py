@@ -114,13 +114,7 @@ class AutoNetwork:
         """
         self._module = module
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
-        if not module._supports_attention_backend or module._is_stateful:  # noqa: SLF001
-            msg = "its layers do not take attention from outside"
-            raise ModelError(msg)
-        module.set_attn_implementation(interface.NAME)
-        if module.config.get_text_config(decoder=True)._attn_implementation != interface.NAME:  # noqa: SLF001
-            msg = "its attention cannot be replaced"
-            raise ModelError(msg)
+        interface.replace_attention(module, interface.NAME)
         if device.type == "cpu":
             pack_modules(module)
         probe = _Probe()

@@ -12,6 +12,7 @@ from headrace.runtimes.generation.base import Chunk, GenerationSpec
 from headrace.runtimes.torch.generation.network import Network
 from headrace.runtimes.torch.generation.paged_attention import Decode, PagedAttention
 from headrace.runtimes.torch.generation.paged_cache import PagedCache
+from headrace.runtimes.torch.generation.transfers import to_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +64,15 @@ class Graphs:
             pool = graph.pool()
             self._graphs[size] = graph, logits
 
-    def play(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Compute chunks of one token; the result [chunks, vocabulary] is valid until the next play."""
+    def play(self, chunks: Sequence[Chunk], tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute chunks of one token; the result [chunks, vocabulary] is valid until the next play.
+
+        ``tokens`` [chunks], int64 on the device, stand in for those of the chunks.
+        """
         size = next(size for size in self._sizes if size >= len(chunks))
         fill(self._inputs, chunks, size, self._cache)
+        if tokens is not None:
+            self._inputs.tokens[: len(chunks)].copy_(tokens)
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[: len(chunks)]
@@ -103,9 +109,10 @@ def fill(target: Inputs, chunks: Sequence[Chunk], rows: int, cache: PagedCache) 
         tables[row, :used] = chunk.blocks[:used]
         words[2, row] = chunk.blocks[chunk.start // size] * size + chunk.start % size
     columns = max(-(-(chunk.start + 1) // size) for chunk in chunks[:count])
-    sent = torch.from_numpy(words).to(target.tokens.device, non_blocking=True)
+    device = target.tokens.device
+    sent = to_device(torch.from_numpy(words), device)
     target.tokens[:rows].copy_(sent[0])
     target.positions[:rows].copy_(sent[1])
     target.places[:rows].copy_(sent[2])
     target.ends[:rows].copy_(sent[3])
-    target.tables[:rows, :columns].copy_(torch.from_numpy(tables[:, :columns].copy()), non_blocking=True)
+    target.tables[:rows, :columns].copy_(to_device(torch.from_numpy(tables[:, :columns].copy()), device))

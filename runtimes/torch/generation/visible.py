@@ -15,13 +15,16 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """A token sees itself and those before it; with a ``window`` only so many, its own included.
+    """Which tokens of its sequence a token sees.
 
-    When it is not ``known``, the mask is something else.
+    ``causal``: itself and those before it; with a ``window`` only so many, its own included. Else all; with
+    a ``window`` those that are at most so far away, on both sides. When it is not ``known``, the mask is
+    something else.
     """
 
     window: int = 0
     known: bool = True
+    causal: bool = True
 
 
 def describe(
@@ -41,11 +44,20 @@ def describe(
         return Visible(known=False)
     window = local_size or 0
     edges = {0, 1, 2, window - 1, window, window + 1, 2 * window, 2 * window + 1}
-    places = torch.tensor(sorted(edge for edge in edges if edge >= 0))
-    query, key = places[:, None], places[None]
-    expected = key <= query
-    if window:
-        expected &= key > query - window
-    zero = torch.zeros((), dtype=torch.int64)
-    known = torch.equal(mask_function(zero, zero, query, key).expand_as(expected), expected)
-    return Visible(window, known=known)
+    places = sorted(edge for edge in edges if edge >= 0)
+    index = torch.tensor(places)
+    zero = index.new_zeros(())
+    seen = mask_function(zero, zero, index[:, None], index[None])
+    # Compared as lists: this runs in every step, and torch is slow with so few numbers.
+    found = seen.expand(len(places), len(places)).tolist()
+    # Place 1 from place 0: hidden by causal masks alone.
+    causal = not found[0][1]
+    expected = [[_sees(key - query, window, causal=causal) for key in places] for query in places]
+    return Visible(window, known=found == expected, causal=causal)
+
+
+def _sees(ahead: int, window: int, *, causal: bool) -> bool:
+    """Whether a token sees the one that is so many places ahead of it."""
+    if causal:
+        return ahead <= 0 and (not window or ahead > -window)
+    return not window or abs(ahead) <= window

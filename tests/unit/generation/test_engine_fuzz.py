@@ -6,7 +6,7 @@ from generation_engines import Bench, expected, make_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.runtimes.generation.base import GenerationSpec
+from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec
 from headrace.runtimes.generation.parameters import Sampling
 
 # few different tokens and prompts that share beginnings: the prefix cache is used
@@ -15,6 +15,9 @@ PROMPTS = st.builds(
     st.integers(0, 12),
     st.lists(st.integers(2, 5), min_size=1, max_size=16),
 )
+
+
+Arrival = tuple[list[int], Sampling, int, int | None]
 
 
 @st.composite
@@ -42,6 +45,26 @@ def samplings(draw: st.DrawFn) -> Sampling:
 
 
 @st.composite
+def simple_samplings(draw: st.DrawFn) -> Sampling:
+    """Mostly such as a decoder can draw for."""
+    if draw(st.integers(0, 7)) == 0:
+        return draw(samplings())
+    return Sampling(
+        max_tokens=draw(st.integers(1, 20)),
+        min_tokens=draw(st.sampled_from([0, 0, 0, 2])),
+        temperature=draw(st.sampled_from([0.0, 0.7, 1.0])),
+        top_k=draw(st.sampled_from([0, 3])),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        seed=draw(st.integers(0, 3)),
+        n=(n := draw(st.sampled_from([1, 1, 1, 2]))),
+        best_of=n,
+        stop_token_ids=draw(st.sampled_from([(), (7,)])),
+        ignore_eos=draw(st.booleans()),
+        priority=draw(st.integers(-1, 1)),
+    )
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> GenerationSpec:
     return make_spec(
         max_tokens=40,
@@ -56,24 +79,37 @@ def specs(draw: st.DrawFn) -> GenerationSpec:
     )
 
 
+def arrivals_of(samplings: st.SearchStrategy[Sampling]) -> st.SearchStrategy[list[Arrival]]:
+    arrival = st.tuples(PROMPTS, samplings, st.integers(0, 6), st.none() | st.integers(0, 9))
+    return st.lists(arrival, min_size=1, max_size=9)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     spec=specs(),
     paged=st.booleans(),
     together=st.booleans(),
-    arrivals=st.lists(
-        st.tuples(PROMPTS, samplings(), st.integers(0, 6), st.none() | st.integers(0, 9)),
-        min_size=1,
-        max_size=9,
-    ),
+    arrivals=arrivals_of(samplings()),
 )
-def test_any_mix(
-    spec: GenerationSpec,
-    paged: bool,
-    together: bool,
-    arrivals: list[tuple[list[int], Sampling, int, int | None]],
+def test_any_mix(spec: GenerationSpec, paged: bool, together: bool, arrivals: list[Arrival]) -> None:
+    mixed(Bench(spec, paged=paged, together=together), arrivals)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    spec=specs(),
+    paged=st.booleans(),
+    sampling=st.sampled_from(["device", "ahead", "ahead", "ahead"]),
+    lazy=st.booleans(),
+    arrivals=arrivals_of(simple_samplings()),
+)
+def test_any_mix_drawn_by_the_decoder(
+    spec: GenerationSpec, paged: bool, sampling: DeviceSampling, lazy: bool, arrivals: list[Arrival]
 ) -> None:
-    bench = Bench(spec, paged=paged, together=together)
+    mixed(Bench(spec, paged=paged, sampling=sampling, lazy=lazy), arrivals)
+
+
+def mixed(bench: Bench, arrivals: list[Arrival]) -> None:
     aborts: dict[int, int] = {}
     step = 0
     for prompt, sampling, pause, life in arrivals:
@@ -90,7 +126,7 @@ def test_any_mix(
     bench.assert_empty()
     for request, (prompt, sampling, _, _) in enumerate(arrivals):
         if request not in aborts:
-            wanted = expected(prompt, sampling, spec)
+            wanted = expected(prompt, sampling, bench.spec)
             assert bench.results[request].outcome() == wanted.outcome()
 
 
