@@ -58,7 +58,9 @@ def select(waiting: Iterable[Part], policy: BatchingPolicy, share: int) -> Selec
         while len(selection.parts) == joining < min(len(alike), limit):
             joining += JOINING
             selection = _texts(alike[:joining], first, policy, limit)
-        return selection
+        # who comes now is behind those that may join
+        settled = len(selection.parts) < joining <= len(alike)
+        return selection._replace(complete=selection.complete or settled)
     return _rows(alike, policy, share, mixed=len(alike) < len(window))
 
 

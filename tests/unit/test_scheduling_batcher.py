@@ -343,3 +343,22 @@ async def test_an_output_without_the_batch_dimension_is_the_models_error() -> No
     for task in tasks:
         with pytest.raises(HeadraceError, match="does not keep the batch dimension"):
             await task
+
+
+async def test_texts_go_ahead_to_a_busy_instance_when_newcomers_could_not_join() -> None:
+    batcher, _ = build(max_rows=64, max_tokens=512, overhead_tokens=10)
+    worker = Doubler(batcher, slots=2)
+    batcher.attach(worker)
+    tasks = [start(batcher, [part(1, tokens=20)])]
+    await settle()
+    lengths = [10, 40] * (JOINING // 2)
+    tasks += [start(batcher, [part(1, tokens=length)]) for length in lengths[1:]]
+    await settle()
+    assert worker.batches == 1  # one more could join the batch
+    tasks.append(start(batcher, [part(1, tokens=10)]))
+    await settle()
+    assert [len(batch.parts) for batch in worker.held] == [1, JOINING // 2]
+    while worker.held:
+        worker.finish()
+        await settle()
+    await asyncio.gather(*tasks)
