@@ -35,6 +35,11 @@ _SWITCHES: Final = MappingProxyType(
     }
 )
 _SPINNING: Final = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+LONE_SPINNING: Final = MappingProxyType(
+    {"session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": "3000"}
+)
+"""For batches that run alone: the threads still spin when a lone caller's next request comes."""
+
 SHORT_SPINNING: Final = MappingProxyType(
     {
         "session.intra_op.allow_spinning": "1",

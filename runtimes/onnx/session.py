@@ -25,7 +25,7 @@ from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
 from headrace.runtimes.onnx.options import (
-    SHORT_SPINNING,
+    LONE_SPINNING,
     THREADS,
     check_providers,
     providers,
@@ -73,7 +73,7 @@ def load(instance: InstanceSpec) -> OnnxModel:
         return made
 
     lone = str(instance.lone_threads or given)
-    load_lone = None if lone == given else partial(session, lone, SHORT_SPINNING)
+    load_lone = None if lone == given else partial(session, lone, LONE_SPINNING)
     return OnnxModel(session(given, {}), load_lone, instance.options)
 
 
