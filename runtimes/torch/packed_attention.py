@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from headrace.runtimes.base import ModelError
 from headrace.runtimes.torch.generation.interface import refuse_unknown
-from headrace.runtimes.torch.generation.visible import Visible, describe
+from headrace.runtimes.torch.generation.visible import Visible
 from headrace.runtimes.torch.packed_layout import Group, Layout, Unpadded
 
 NAME: Final = "headrace_packed"
@@ -18,14 +18,6 @@ NAME: Final = "headrace_packed"
 _WIDEST: Final = 256
 _WIDTHS: Final = 8
 """Heads of flash attention are at most so wide, and a multiple of this."""
-
-
-def register() -> None:
-    """Make the function known to transformers; a second time changes nothing."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, describe)
 
 
 def attend(

@@ -12,7 +12,7 @@ import torch
 
 from headrace.runtimes.base import ModelError
 from headrace.runtimes.torch import packed_attention
-from headrace.runtimes.torch.generation.interface import replace_attention
+from headrace.runtimes.torch.generation.interface import register, replace_attention
 from headrace.runtimes.torch.module import last_line
 from headrace.runtimes.torch.packed_layout import Layout, Unpadded, lay_out
 
@@ -45,7 +45,7 @@ class PackedEncoder:
         if "position_ids" not in accepted:
             msg = "it takes no positions"
             raise ModelError(msg)
-        packed_attention.register()
+        register(packed_attention.NAME, packed_attention.attend)
         before = module.config._attn_implementation  # noqa: SLF001
         sample = _sample(module, longest)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -29,12 +29,12 @@ _IRRELEVANT: Final = frozenset(
 by too; positions are in queries and keys already; ``deterministic`` is about gradients."""
 
 
-def register() -> None:
-    """Make the function known to transformers; a second time changes nothing."""
+def register(name: str, attention: Callable[..., Any]) -> None:
+    """Make a function known to transformers as ``name``; a second time changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, describe)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, describe)
 
 
 def attend(
