@@ -42,7 +42,7 @@ def _kinds(options: BootstrapOptions) -> tuple[Kind, ...]:
     down = "the inference server cannot be reached: no healthy upstream"
     ended = "the server process that had the request ended before it answered: send the request again"
     transcoding = "response.code_details.contains('grpc_json_transcode_failure')"
-    reset = "response.code_details.contains('{connection_termination}')"
+    reset = "response.code_details.contains('{connection_termination')"
     return (
         Kind(HTTPStatus.BAD_REQUEST, "BadRequestError", "bad_request", TEXT, transcoding),
         Kind(HTTPStatus.BAD_REQUEST, "BadRequestError", "bad_request", f"bad request: {DETAILS}"),
