@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from headrace.server.errors import CancelledError
 from headrace.server.fronts.errors import unpack_error
 from headrace.server.fronts.messages import Admitted, Answer, Cancel, EndSample, News, Refused, Submit
+from headrace.server.scheduling.inbox import Inbox
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 class RemoteTicket:
     """One request in an engine behind the core: see :class:`headrace.server.scheduling.generator.Ticket`."""
 
-    __slots__ = ("_admitted", "_ended", "_error", "_events", "_left", "_request", "_requests", "_waiter")
+    __slots__ = ("_admitted", "_ended", "_inbox", "_left", "_request", "_requests")
 
     def __init__(self, requests: Requests, left: Callable[[], None]) -> None:
         """Get a number from ``requests``; ``left`` is called once, when the request has ended."""
         self._requests = requests
         self._left = left
         self._admitted = self._ended = False
-        self._events: list[Event] = []
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._inbox = Inbox()
         self._request = requests.begin(self._take)
 
     @property
@@ -42,25 +40,15 @@ class RemoteTicket:
 
     async def admitted(self) -> None:
         """Wait until the request has its place; raises what ``submit`` raises where the engines are."""
-        while not self._admitted and self._error is None:
-            await self._wait()
-        if not self._admitted and self._error is not None:
-            raise self._error
+        inbox = self._inbox
+        while not self._admitted and inbox.error is None:
+            await inbox.wait()
+        if not self._admitted and inbox.error is not None:
+            raise inbox.error
 
     async def events(self) -> Sequence[Event]:
         """Wait for news and return it in order; what came before a failure comes before it here."""
-        while not self._events and self._error is None:
-            if self._ended:
-                msg = "the request has ended"
-                raise RuntimeError(msg)
-            await self._wait()
-        if self._events:
-            events, self._events = self._events, []
-            return events
-        if self._error is None:
-            msg = "a ticket was woken without news"
-            raise RuntimeError(msg)
-        raise self._error
+        return await self._inbox.take(lambda: self._ended)
 
     def end(self, sample: int) -> None:
         """Have the engine end one sample. Idempotent."""
@@ -72,40 +60,25 @@ class RemoteTicket:
         if not self._ended:
             self._requests.send(Cancel(self._request))
             self._finish()
-            self._events.clear()
-            self._error = CancelledError("the request was cancelled")
-            self._wake()
-
-    async def _wait(self) -> None:
-        if self._waiter is not None:
-            msg = "another task waits for this request"
-            raise RuntimeError(msg)
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+            self._inbox.clear()
+            self._inbox.fail(CancelledError("the request was cancelled"))
 
     def _take(self, message: Answer) -> None:
         if isinstance(message, News):
-            self._events.extend(message.events)
             if message.last:
                 self._finish()
+            self._inbox.push(message.events)
         elif isinstance(message, Admitted):
             self._admitted = True
+            self._inbox.wake()
         elif isinstance(message, Refused):
-            self._error = unpack_error(message.error)
             self._finish()
-        self._wake()
+            self._inbox.fail(unpack_error(message.error))
 
     def _finish(self) -> None:
         self._ended = True
         self._requests.end(self._request)
         self._left()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class RemoteGenerator:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from headrace.server.errors import CancelledError, HeadraceError
+from headrace.server.scheduling.inbox import Inbox
 
 if TYPE_CHECKING:
     from headrace.runtimes.generation.messages import Add, Event
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 class RequestTicket:
     """The events of one request, and its place in the generator's books.
-
-    Events gather in a list that the reader takes away whole; one future wakes it, however many there are.
 
     Attributes:
         id: by which the engine knows the request.
@@ -34,7 +32,7 @@ class RequestTicket:
     """
 
     __slots__ = (
-        "_error", "_events", "_leave", "_waiter", "accepted", "ended", "gap", "id", "last_token", "message",
+        "_inbox", "_leave", "accepted", "ended", "gap", "id", "last_token", "message",
         "prompt_tokens", "samples", "seat", "sends", "started", "tokens", "unfinished",
     )  # fmt: skip
 
@@ -55,31 +53,14 @@ class RequestTicket:
         self.last_token = 0.0
         self.gap = 0.0
         self._leave = leave
-        self._events: list[Event] = []
-        self._error: HeadraceError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._inbox = Inbox()
 
     async def admitted(self) -> None:
         """Return at once: the generator has given it to nobody whom it refused."""
 
     async def events(self) -> Sequence[Event]:
         """Wait for news: see :class:`headrace.server.scheduling.generator.Ticket`."""
-        if not self._events and self._error is None:
-            if self.ended or self._waiter is not None:
-                msg = "the request has ended" if self.ended else "another task waits for this request"
-                raise RuntimeError(msg)
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if self._events:
-            events, self._events = self._events, []
-            return events
-        if self._error is None:
-            msg = "a ticket was woken without news"
-            raise RuntimeError(msg)
-        raise self._error
+        return await self._inbox.take(lambda: self.ended)
 
     def end(self, sample: int) -> None:
         """Have the engine end one sample, whose later news are passed over. Idempotent."""
@@ -91,22 +72,15 @@ class RequestTicket:
         """Leave: whatever still runs is aborted. Idempotent."""
         if not self.ended:
             self._leave(self, -1)
-            self._events.clear()
+            self._inbox.clear()
             self.fail(CancelledError("the request was cancelled"))
 
     # For the generator.
 
     def push(self, event: Event) -> None:
         """Add news."""
-        self._events.append(event)
-        self._wake()
+        self._inbox.push((event,))
 
     def fail(self, error: HeadraceError) -> None:
         """End the events with ``error``; no other ticket may get the same object."""
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._inbox.fail(error)
