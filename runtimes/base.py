@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from headrace.runtimes.generation.base import GenerationSpec
+
+Padding = Literal["all", "attention", "none"]
+"""What a text encoder computes for the padding of a batch: as much as for tokens, attention only, nothing."""
 
 
 class ModelError(Exception):
@@ -152,6 +155,20 @@ class TensorModel(Protocol):
 
     def close(self) -> None:
         """Free what the model holds; it is not used afterwards."""
+
+
+@runtime_checkable
+class SparesPadding(Protocol):
+    """What a :class:`TensorModel` has besides when it computes less for padding than for tokens."""
+
+    @property
+    def padding(self) -> Padding:
+        """What is computed for the padding of a batch."""
+
+
+def padding_of(model: TensorModel) -> Padding:
+    """Return what ``model`` computes for the padding of a batch of texts."""
+    return model.padding if isinstance(model, SparesPadding) else "all"
 
 
 Loader = Callable[[InstanceSpec], TensorModel]

@@ -1,8 +1,8 @@
 """Token ids in, sentence vectors or logits out: the head of a text encoder around its tensor model.
 
 Rows arrive unpadded, one after another. The encoder pads them on the right to the longest row of the batch,
-feeds the inputs that the graph really has, and pools the hidden states over each row's own tokens. Batches of
-like length are the caller's business: what is padded here is computed.
+feeds the inputs that the graph really has, and pools the hidden states over each row's own tokens. Which rows
+share a batch is the caller's business; ``TextEncoder.padding`` says what is computed for padding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtimes import dense
-from headrace.runtimes.base import InvalidInputError, ModelError, Run, TensorModel, TensorSpec, TextSpec
+from headrace.runtimes.base import (
+    InvalidInputError,
+    ModelError,
+    Padding,
+    Run,
+    TensorModel,
+    TensorSpec,
+    TextSpec,
+    padding_of,
+)
 from headrace.runtimes.datatypes import NUMPY_TYPES
 from headrace.runtimes.dense import Dense
 from headrace.runtimes.pooling import SPLADE, Rows, parts, pool
@@ -105,6 +114,11 @@ class TextEncoder:
     def platform(self) -> str:
         """What executes the graph."""
         return self._model.platform
+
+    @property
+    def padding(self) -> Padding:
+        """What is computed for the padding of a batch."""
+        return padding_of(self._model)
 
     def execute(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], run: Run

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from headrace.runtimes.base import InstanceSpec, TensorSpec
+from headrace.runtimes.base import InstanceSpec, Padding, TensorSpec
 
 INLINE_LIMIT: Final = 16 * 1024
 """Blocks up to this many bytes travel inside the frame; larger ones through the slot's shared region."""
@@ -44,11 +44,15 @@ class Load(msgspec.Struct, array_like=True, frozen=True, tag="load"):
 
 
 class Loaded(msgspec.Struct, array_like=True, frozen=True, tag="loaded"):
-    """Worker → server: the instance is loaded and these are its tensors."""
+    """Worker → server: the instance is loaded and these are its tensors.
+
+    ``padding`` says what a batch of texts pays for its padding.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     platform: str
+    padding: Padding = "all"
 
 
 class LoadFailed(msgspec.Struct, array_like=True, frozen=True, tag="load-failed"):

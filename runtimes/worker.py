@@ -36,6 +36,7 @@ from headrace.runtimes.base import (
     Run,
     RunCancelledError,
     TensorModel,
+    padding_of,
 )
 from headrace.runtimes.blocks import read_block, write_block
 from headrace.runtimes.frames import FrameReader
@@ -207,7 +208,8 @@ def serve(data: socket.socket, control: socket.socket, slots: Sequence[Slot]) ->
     cancels = Cancels()
     executor = Executor(model, slots, cancels)
     threading.Thread(target=_listen, args=(control, cancels), name="control", daemon=True).start()
-    data.sendall(frame(Loaded(tuple(model.inputs), tuple(model.outputs), model.platform)))
+    loaded = Loaded(tuple(model.inputs), tuple(model.outputs), model.platform, padding_of(model))
+    data.sendall(frame(loaded))
     while isinstance(request := reader.read(requests), Execute):
         data.sendall(frame(executor.execute(request)))
     model.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from headrace.runtimes.onnx.encoder_facts import EncoderFacts, read_facts
+from headrace.runtimes.onnx.fusion_cache import packed_form
 from headrace.runtimes.onnx.fusion_check import DifferentGraphsError, compare
 
 LARGEST: Final = 600_000_000
@@ -33,6 +34,8 @@ class NotFusedError(Exception):
 
 def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int) -> str:
     """Write ``model`` with its attention as single operators, once it is known to compute the same.
+
+    If it can be done, a form that packs texts is written beside it (``packing``).
 
     Args:
         model: a text encoder in float32.
@@ -55,7 +58,30 @@ def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int) -> str:
         difference = compare(model, target, facts, pad_id)
     except DifferentGraphsError as error:
         raise NotFusedError(str(error)) from error
-    return f"{count} attention operators; outputs differ by {difference:.1e} at most"
+    done = f"{count} attention operators; outputs differ by {difference:.1e} at most"
+    return f"{done}; {_pack(model, target, facts, pad_id)}"
+
+
+def _pack(model: Path, fused: Path, facts: EncoderFacts, pad_id: int) -> str:
+    """Write the form of ``fused`` that packs texts, if there is one that computes the same as ``model``.
+
+    Returns:
+        What was done, for people.
+    """
+    import onnx
+
+    from headrace.runtimes.onnx.packing import NotPackedError, pack
+
+    target = packed_form(fused)
+    graph = onnx.load(str(fused))
+    try:
+        pack(graph)
+        onnx.save(graph, str(target))
+        difference = compare(model, target, facts, pad_id)
+    except (NotPackedError, DifferentGraphsError) as error:
+        target.unlink(missing_ok=True)
+        return f"texts are padded: {error}"
+    return f"texts are packed between them, which differs by {difference:.1e}"
 
 
 def _write(model: Path, target: Path, facts: EncoderFacts) -> int:

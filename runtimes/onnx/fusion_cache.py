@@ -1,8 +1,9 @@
 """The folder that keeps fused graphs: one entry for each state of a model file.
 
 An entry is ``<source>-<key>.json``, which says what came of it, and, if the graph was fused,
-``<source>-<key>.onnx``. ``source`` is a digest of the model file's path, ``key`` of everything that the fused
-graph depends on. ``<source>.lock`` is held by the process that makes an entry.
+``<source>-<key>.onnx`` and, where texts can be packed, ``<source>-<key>.packed.onnx``. ``source`` is a
+digest of the model file's path, ``key`` of everything that the fused graph depends on. ``<source>.lock`` is
+held by the process that makes an entry.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 
 import onnxruntime as ort
 
-REVISION: Final = 1
+REVISION: Final = 2
 """Of how graphs are fused: a higher one has all of them made again."""
 
 _DIGITS: Final = 24
@@ -31,11 +32,13 @@ class Outcome:
 
     Attributes:
         size: bytes of the fused graph; 0 when there is none.
+        packed: bytes of the one that packs texts as well; 0 when there is none.
         text: what was fused, or why nothing was.
         model: the file, for people.
     """
 
     size: int
+    packed: int
     text: str
     model: str
 
@@ -62,14 +65,16 @@ class Entry:
         found += [_state(item) if isinstance(item, Path) else item for item in beside]
         stem = f"{self._source}-{_digest(json.dumps(found))}"
         self.graph = cache / f"{stem}.onnx"
+        self.packed = cache / f"{stem}.packed.onnx"
         self._record = cache / f"{stem}.json"
 
     def read(self) -> Outcome | None:
-        """Return what came of it; None when it was not tried, or the graph is not as it was written."""
+        """Return what came of it; None when it was not tried, or a graph is not as it was written."""
         try:
             found = Outcome(**json.loads(self._record.read_bytes()))
-            if found.size and self.graph.stat().st_size != found.size:
-                return None
+            for file, size in ((self.graph, found.size), (self.packed, found.packed)):
+                if size and file.stat().st_size != size:
+                    return None
         except (OSError, ValueError, TypeError):
             return None
         return found
@@ -95,20 +100,23 @@ class Entry:
 
         Args:
             text: what was fused, or why nothing was.
-            graph: the temporary file, which is taken over.
+            graph: the temporary file, which is taken over with the packed form beside it.
 
         Raises:
             OSError: the folder cannot be written to.
         """
+        made = {} if graph is None else {graph: self.graph, packed_form(graph): self.packed}
         for old in self._cache.glob(f"{self._source}-*"):
-            if old != graph:
+            if old not in made:
                 old.unlink(missing_ok=True)
-        size = 0
-        if graph is not None:
-            size = graph.stat().st_size
-            graph.replace(self.graph)
+        sizes = {}
+        for file, target in made.items():
+            if file.exists():
+                sizes[target] = file.stat().st_size
+                file.replace(target)
+        outcome = Outcome(sizes.get(self.graph, 0), sizes.get(self.packed, 0), text, str(self._model))
         written = self._record.with_suffix(".writing")
-        written.write_text(json.dumps(asdict(Outcome(size, text, str(self._model)))))
+        written.write_text(json.dumps(asdict(outcome)))
         written.replace(self._record)
 
     def discard(self) -> None:
@@ -116,6 +124,12 @@ class Entry:
         with contextlib.suppress(OSError):
             self._record.unlink(missing_ok=True)
             self.graph.unlink(missing_ok=True)
+            self.packed.unlink(missing_ok=True)
+
+
+def packed_form(graph: Path) -> Path:
+    """Return where the packed form of a graph that is being made is written."""
+    return graph.with_name(f"{graph.name}-packed")
 
 
 def _state(file: Path) -> tuple[str, int, int]:

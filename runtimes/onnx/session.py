@@ -16,6 +16,7 @@ from headrace.runtimes.base import (
     InstanceSpec,
     InvalidInputError,
     ModelError,
+    Padding,
     Run,
     RunCancelledError,
     TensorSpec,
@@ -24,9 +25,11 @@ from headrace.runtimes.datatypes import BYTES, datatype_of
 from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
+from headrace.runtimes.onnx.fusion_cache import Entry
 from headrace.runtimes.onnx.options import (
     LONE_SPINNING,
     THREADS,
+    Provider,
     check_providers,
     providers,
     session_options,
@@ -43,7 +46,7 @@ def load(instance: InstanceSpec) -> OnnxModel:
 
     ``instance.path`` is the model file or the folder with it (``files.find_model``); the options are those of
     ``options.session_options`` and ``options.providers``. A text encoder runs with fused attention where
-    that was possible (``fusion``).
+    that was possible (``fusion``), and packed if it can be (``packing``).
 
     Raises:
         ModelError: there is no model, it cannot be loaded, or it has inputs or outputs that cannot be served.
@@ -51,20 +54,13 @@ def load(instance: InstanceSpec) -> OnnxModel:
     file = find_model(Path(instance.path))
     chosen = providers(instance)
     given = instance.options.get(THREADS, str(instance.threads))
-
     entry = None
     if instance.text is not None and wants_fusion(instance, chosen):
         entry = fused_entry(file, Path(instance.graph_cache), pad_id=instance.text.pad_id)
 
-    def session(threads: str, defaults: Mapping[str, str]) -> ort.InferenceSession:
+    def session(threads: str, defaults: Mapping[str, str], graph: Path | None) -> ort.InferenceSession:
         options = session_options({**defaults, **instance.options, THREADS: threads})
-        made = None
-        if entry is not None:
-            try:
-                made = ort.InferenceSession(str(entry.graph), options, providers=chosen)
-            except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
-                entry.discard()
-                sys.stderr.write(f"{file}: the fused graph cannot be loaded, the plain one serves: {error}\n")
+        made = None if graph is None or entry is None else _from_cache(file, graph, entry, options, chosen)
         try:
             made = made or ort.InferenceSession(str(file), options, providers=chosen)
         except Exception as error:
@@ -72,9 +68,26 @@ def load(instance: InstanceSpec) -> OnnxModel:
         check_providers(chosen, made.get_providers())
         return made
 
+    fused = None if entry is None else entry.graph
+    packed = entry.packed if entry is not None and entry.packed.is_file() else None
+    first = session(given, {}, packed or fused)
     lone = str(instance.lone_threads or given)
-    load_lone = None if lone == given else partial(session, lone, LONE_SPINNING)
-    return OnnxModel(session(given, {}), load_lone, instance.options)
+    # Laying tokens out is done by one thread, which all the others of a lone batch would wait for.
+    load_lone = None if lone == given else partial(session, lone, LONE_SPINNING, fused)
+    padding: Padding = "attention" if packed is not None and packed.is_file() else "all"
+    return OnnxModel(first, load_lone, instance.options, padding)
+
+
+def _from_cache(
+    file: Path, graph: Path, entry: Entry, options: ort.SessionOptions, chosen: Sequence[Provider]
+) -> ort.InferenceSession | None:
+    """Load a form of ``file`` that was kept; None, and the entry is dropped, when that fails."""
+    try:
+        return ort.InferenceSession(str(graph), options, providers=chosen)
+    except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
+        entry.discard()
+        sys.stderr.write(f"{file}: the fused graph cannot be loaded, the plain one serves: {error}\n")
+        return None
 
 
 class OnnxModel:
@@ -91,13 +104,15 @@ class OnnxModel:
         session: ort.InferenceSession,
         lone_session: Callable[[], ort.InferenceSession] | None,
         options: Mapping[str, str],
+        padding: Padding = "all",
     ) -> None:
-        """Serve ``session``; ``lone_session`` loads the second one.
+        """Serve ``session``, which pays for ``padding``; ``lone_session`` loads the second one.
 
         Raises:
             ModelError: an input or output cannot be served.
         """
         self._session = session
+        self._padding: Padding = padding
         self._load_lone = lone_session
         self._lone: ort.InferenceSession | None = None
         self._shrinkage = options.get(_SHRINKAGE)
@@ -121,6 +136,11 @@ class OnnxModel:
     def platform(self) -> str:
         """Triton's name for models that ONNX Runtime executes."""
         return "onnxruntime_onnx"
+
+    @property
+    def padding(self) -> Padding:
+        """What of the padding of a batch of texts is computed, unless the batch runs alone."""
+        return self._padding
 
     def execute(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], run: Run

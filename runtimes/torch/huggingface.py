@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from numpy.typing import NDArray
 
-from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, TensorSpec
+from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, Padding, TensorSpec
 from headrace.runtimes.torch import options
 from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
 from headrace.runtimes.torch.packed_choice import choose
@@ -119,7 +119,9 @@ def _serve(module: Any, config: Any, instance: InstanceSpec, device: torch.devic
         return {output.name: called(**tensors, return_dict=True)[output.name]}
 
     check = _limits(config.vocab_size, longest)
-    return prepare(TorchModel(call, inputs, [output], instance, device, check=check), instance.options)
+    padding: Padding = "all" if packed is None else "none"
+    made = TorchModel(call, inputs, [output], instance, device, check=check, padding=padding)
+    return prepare(made, instance.options)
 
 
 def _longest(module: Any, config: Any) -> int | None:

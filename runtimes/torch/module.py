@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, Run, TensorSpec
+from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, Padding, Run, TensorSpec
 from headrace.runtimes.datatypes import datatype_of
 from headrace.runtimes.torch.options import switch
 from headrace.runtimes.torch.tensors import DTYPES, to_array, to_tensor
@@ -45,9 +45,14 @@ class TorchModel:
         device: torch.device,
         *,
         check: Callable[[Mapping[str, NDArray[Any]]], None] | None = None,
+        padding: Padding = "all",
     ) -> None:
-        """Serve ``call``; ``check`` raises InvalidInputError for values that the module must not see."""
+        """Serve ``call``, which computes ``padding`` of texts.
+
+        ``check`` raises InvalidInputError for values that the module must not see.
+        """
         self._call = call
+        self._padding: Padding = padding
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._device = device
@@ -69,6 +74,11 @@ class TorchModel:
     def outputs(self) -> Sequence[TensorSpec]:
         """The module's outputs."""
         return self._outputs
+
+    @property
+    def padding(self) -> Padding:
+        """What is computed for the padding of a batch of texts."""
+        return self._padding
 
     @property
     def platform(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
-from headrace.runtimes.base import InstanceSpec
+from headrace.runtimes.base import InstanceSpec, Padding
 from headrace.runtimes.wire import Loaded
 from headrace.server.repository.comparison import check_fit
 from headrace.server.repository.completion import complete_tensors, fill_defaults
@@ -31,6 +31,7 @@ class CompletedModel:
         max_batch_size: rows in one batch; 0 when the tensors have no batch dimension.
         platform: as ModelMetadata answers it.
         dimensions: width of an embedding; 0 when the model has none.
+        padding: what is computed for the padding of a batch of texts.
     """
 
     config: ModelConfig
@@ -39,6 +40,7 @@ class CompletedModel:
     max_batch_size: int
     platform: str
     dimensions: int
+    padding: Padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class ModelDefinition:
             max_batch_size=config.max_batch_size,
             platform=loaded.platform,
             dimensions=max(outputs[0].dims[0], 0) if self.task is Task.EMBED and text is not None else 0,
+            padding=loaded.padding,
         )
 
 

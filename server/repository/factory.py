@@ -123,7 +123,8 @@ class RunningModels:
 
         group = WorkerGroup(definition.specs, create, failed)
         completed = await _start(group, definition)
-        policy = batching_policy(completed.config, self._max_queue_size, text_limits(definition))
+        limits = text_limits(definition, completed.padding)
+        policy = batching_policy(completed.config, self._max_queue_size, limits)
         batcher = Batcher(policy, statistics)
         for instance in group.instances:
             instance.attach(batcher)

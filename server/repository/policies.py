@@ -9,12 +9,13 @@ from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
 
 if TYPE_CHECKING:
     from headrace.kserve.v2.model_config_pb2 import ModelConfig, ModelQueuePolicy
+    from headrace.runtimes.base import Padding
     from headrace.server.repository.definition import ModelDefinition
 
 ROWS: Final = "max_batch_rows"
 
 CPU_BATCH_TOKENS: Final = 256
-"""Padded tokens in a batch of texts on a CPU, where the configuration says nothing. MiniLM costs the same for
+"""Tokens in a batch of texts on a CPU, where the configuration says nothing. MiniLM costs the same for
 each token from 60 tokens on, however many texts share the batch: only short texts gain from company."""
 
 CUDA_BATCH_TOKENS: Final = 16_384
@@ -34,16 +35,17 @@ class TextLimits(NamedTuple):
 
     max_tokens: int
     overhead_tokens: int
+    padding: Padding
 
 
-def text_limits(definition: ModelDefinition) -> TextLimits | None:
-    """Return the limits of a text model's batches, and None for other models."""
+def text_limits(definition: ModelDefinition, padding: Padding) -> TextLimits | None:
+    """Return the limits of a text model's batches, which pay for ``padding``; None for other models."""
     if definition.text is None:
         return None
     cuda = any(spec.device.startswith("cuda") for spec in definition.specs)
     configured = definition.parameters.get("max_batch_tokens")
     tokens = int(configured) if configured else CUDA_BATCH_TOKENS if cuda else CPU_BATCH_TOKENS
-    return TextLimits(tokens, CUDA_OVERHEAD_TOKENS if cuda else CPU_OVERHEAD_TOKENS)
+    return TextLimits(tokens, CUDA_OVERHEAD_TOKENS if cuda else CPU_OVERHEAD_TOKENS, padding)
 
 
 def batching_policy(config: ModelConfig, max_queue: int, text: TextLimits | None) -> BatchingPolicy:
@@ -59,6 +61,7 @@ def batching_policy(config: ModelConfig, max_queue: int, text: TextLimits | None
     return BatchingPolicy(
         max_rows=max_rows,
         max_tokens=text.max_tokens if text else 0,
+        padding=text.padding if text else "all",
         overhead_tokens=text.overhead_tokens if text else 0,
         join=config.max_batch_size > 0 and (text is not None or config.HasField("dynamic_batching")),
         # A preferred size equal to the maximum says nothing: the batch is full then anyway.

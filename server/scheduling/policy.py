@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from headrace.runtimes.base import Padding
+
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
@@ -30,7 +32,8 @@ class BatchingPolicy:
 
     Attributes:
         max_rows: rows in one batch of several parts, at least 1; a part that is larger goes alone.
-        max_tokens: padded tokens in one batch of texts; 0 for tensor models.
+        max_tokens: tokens in one batch of texts, padded where that costs as much; 0 for tensor models.
+        padding: what is computed for the padding of a batch of texts.
         overhead_tokens: what a batch of texts costs besides its tokens, in tokens.
         join: parts of different requests may share a batch.
         preferred: batch sizes worth waiting ``delay_us`` for, ascending.
@@ -45,6 +48,7 @@ class BatchingPolicy:
 
     max_rows: int = 1
     max_tokens: int = 0
+    padding: Padding = "all"
     overhead_tokens: int = 0
     join: bool = False
     preferred: tuple[int, ...] = ()

@@ -114,7 +114,7 @@ async def measure_group(
         completed = shaped.complete(loaded)
         text = definition.text_model
         samples = text_samples(text) if text is not None else tensor_samples(completed)
-        policy = batching_policy(completed.config, _QUEUE, text_limits(shaped))
+        policy = batching_policy(completed.config, _QUEUE, text_limits(shaped, completed.padding))
 
         def batcher(policy: BatchingPolicy) -> Batcher:
             made = Batcher(policy, ModelStatistics())

@@ -277,9 +277,8 @@ async def test_lone_batches_use_all_threads_and_others_do_not() -> None:
     await asyncio.gather(alone, second)
 
 
-async def test_texts_are_batched_with_those_of_like_length() -> None:
-    batcher, _ = build(max_rows=8, max_tokens=100, overhead_tokens=10)
-    lengths = [20, 90, 22, 21, 95, 19, 23]
+async def batches_of(batcher: Batcher, lengths: list[int]) -> list[list[int]]:
+    """Have texts of these lengths wait, then run one batch after another; return the lengths in each."""
     tasks = [start(batcher, [part(length, tokens=length)]) for length in lengths]
     await settle()
     worker = Doubler(batcher)
@@ -288,30 +287,39 @@ async def test_texts_are_batched_with_those_of_like_length() -> None:
     while not all(task.done() for task in tasks):
         await settle()
         if worker.held:
-            seen.append(sorted(p.tokens for p in worker.finish().parts))
-    # five of them are over 100 tokens, and three and two are padded less than four and one
-    assert seen[:3] == [[19, 20, 21], [90], [22, 23]]
-    assert all(max(batch) * len(batch) <= 100 for batch in seen)
-    assert sorted(length for batch in seen for length in batch) == sorted(lengths)
+            seen.append([each.tokens for each in worker.finish().parts])
     assert [await task for task in tasks] == [[2 * length] for length in lengths]
+    return seen
+
+
+async def test_texts_are_batched_with_those_of_like_length() -> None:
+    batcher, _ = build(max_rows=8, max_tokens=100, overhead_tokens=10)
+    # five of them are over 100 tokens, and three and two are padded less than four and one
+    lengths = [20, 90, 22, 21, 95, 19, 23]
+    assert await batches_of(batcher, lengths) == [[19, 20, 21], [90], [22, 23], [95]]
+
+
+async def test_packed_texts_only_keep_apart_what_attention_would_pay_for() -> None:
+    batcher, _ = build(max_rows=8, max_tokens=150, overhead_tokens=6, padding="attention")
+    # a row of 20 laid out beside one of 120 costs attention 14 tokens more, and beside one of 40 only 1
+    assert await batches_of(batcher, [20, 120, 40, 21, 10]) == [[10, 20, 21, 40], [120]]
+    # five of 50 have more than 150 tokens of their own
+    batcher, _ = build(max_rows=8, max_tokens=150, overhead_tokens=6, padding="attention")
+    assert await batches_of(batcher, [50] * 5) == [[50] * 3, [50] * 2]
+
+
+async def test_texts_whose_padding_is_free_are_batched_in_order_of_arrival() -> None:
+    batcher, _ = build(max_rows=4, max_tokens=100, overhead_tokens=10, padding="none")
+    lengths = [20, 70, 30, 5, 5, 5, 5, 5, 200, 1]
+    assert await batches_of(batcher, lengths) == [[20, 70], [30, 5, 5, 5], [5, 5], [200], [1]]
 
 
 async def test_only_older_texts_join_a_batch() -> None:
     batcher, _ = build(max_rows=64, max_tokens=512, overhead_tokens=10)
-    lengths = [100, *[10] * 20, *[101] * 8]
-    tasks = [start(batcher, [part(1, tokens=length)]) for length in lengths]
-    await settle()
-    worker = Doubler(batcher)
-    batcher.attach(worker)
-    seen = []
-    while not all(task.done() for task in tasks):
-        await settle()
-        if worker.held:
-            seen.append([each.tokens for each in worker.finish().parts])
+    seen = await batches_of(batcher, [100, *[10] * 20, *[101] * 8])
     assert seen[0] == [100]  # the others of its length came too late
     assert seen[1] == [10] * 20  # those behind the twelve oldest overtake nobody
     assert len(seen[1]) > JOINING
-    assert [await task for task in tasks] == [[2]] * len(lengths)
 
 
 async def test_drain_waits_for_admitted_requests_and_refuses_new_ones() -> None:

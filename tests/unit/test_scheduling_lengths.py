@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.server.scheduling.lengths import cheapest_batch
+from headrace.runtimes.base import Padding
+from headrace.server.scheduling.lengths import SCORES, cheapest_batch
 from headrace.server.scheduling.policy import BatchingPolicy
 
 
-def policy(max_tokens: int = 100, overhead_tokens: int = 10) -> BatchingPolicy:
-    return BatchingPolicy(join=True, max_rows=64, max_tokens=max_tokens, overhead_tokens=overhead_tokens)
+def policy(max_tokens: int = 100, overhead_tokens: int = 10, padding: Padding = "all") -> BatchingPolicy:
+    return BatchingPolicy(
+        join=True, max_rows=64, max_tokens=max_tokens, overhead_tokens=overhead_tokens, padding=padding
+    )
 
 
 def divisions(lengths: list[int]) -> Iterator[list[list[int]]]:
@@ -26,19 +29,24 @@ def divisions(lengths: list[int]) -> Iterator[list[list[int]]]:
 
 
 def cost(batch: list[int], limits: BatchingPolicy, limit: int) -> float:
-    padded = len(batch) * max(batch)
-    allowed = len(batch) == 1 or (len(batch) <= limit and padded <= limits.max_tokens)
-    return padded + limits.overhead_tokens if allowed else float("inf")
+    packed = limits.padding == "attention"
+    tokens = sum(batch) if packed else len(batch) * max(batch)
+    scores = len(batch) * max(batch) ** 2 // SCORES if packed else 0
+    allowed = len(batch) == 1 or (len(batch) <= limit and tokens <= limits.max_tokens)
+    return tokens + scores + limits.overhead_tokens if allowed else float("inf")
 
 
 @given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=8).map(sorted),
+    st.lists(st.integers(1, 60) | st.integers(1, 500), min_size=1, max_size=8).map(sorted),
     st.integers(0, 30),
     st.integers(20, 200),
     st.integers(1, 8),
+    st.sampled_from(["all", "attention"]),
 )
-def test_no_other_division_costs_less(lengths: list[int], overhead: int, budget: int, limit: int) -> None:
-    limits = policy(budget, overhead)
+def test_no_other_division_costs_less(
+    lengths: list[int], overhead: int, budget: int, limit: int, padding: Padding
+) -> None:
+    limits = policy(budget, overhead, padding)
     batches = []
     at = 0
     while at < len(lengths):

@@ -143,7 +143,7 @@ def test_the_choice_does_not_touch_what_is_given(define: Define) -> None:
 
 def test_the_limit_of_a_text_model_is_its_tokens(define: Define) -> None:
     tuned = apply(define(texts=True, cores=8), Candidate(Layout(2, 4, 8), 512), Machine(8))
-    limits = text_limits(tuned)
+    limits = text_limits(tuned, "all")
     assert limits is not None
     assert limits.max_tokens == 512
     assert "max_batch_rows" not in tuned.parameters
