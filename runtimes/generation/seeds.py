@@ -1,13 +1,14 @@
-"""Random numbers that depend on nothing but seed, sample and position (Philox, counter-based)."""
+"""Random numbers that depend on nothing but seed, sample and position: a hash of the three (BLAKE2b)."""
 
 from __future__ import annotations
 
 import os
+from hashlib import blake2b
+from struct import Struct
 from typing import Final
 
-import numpy as np
-
 _WORD: Final = 2**64
+_KEY: Final = Struct("<QQQ")
 
 
 def draw_seed() -> int:
@@ -23,5 +24,5 @@ def uniform(seed: int, sample: int, position: int) -> float:
         sample: index of the sample of a request, at least 0; each has its own stream.
         position: index of the output token, at least 0.
     """
-    bits = np.random.Philox(key=seed % _WORD + sample * _WORD, counter=position).random_raw()
-    return float(int(bits) >> 11) * 2.0**-53
+    digest = blake2b(_KEY.pack(seed % _WORD, sample, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Generic, TypeVar, cast
 
 import msgspec
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 _STOP_SECONDS: Final = 10.0
 _BUFFER_BYTES: Final = 1 << 20
+_TUNABLES: Final = "GLIBC_TUNABLES"
+_HUGE_PAGES: Final = "glibc.malloc.hugetlb=1"
 
 
 ReplyT = TypeVar("ReplyT")
@@ -91,7 +94,9 @@ class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
             "--regions", ",".join(map(str, regions)),
         ]  # fmt: skip
         try:
-            self._child = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - vfork returns at once
+            self._child = subprocess.Popen(  # noqa: ASYNC220 - vfork returns at once
+                command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment(spec, os.environ)
+            )
         finally:
             child_data.close()
             child_control.close()
@@ -198,3 +203,16 @@ def _describe(code: int | None) -> str:
     if code is None:
         return "unknown exit status"
     return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def environment(spec: InstanceSpec, own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the worker of ``spec``: ``own``, and what has to be set before it starts.
+
+    A token of a decoder reads all of the weights, so they shall lie in huge pages. The GNU C library asks for
+    those when it is told to as the process starts; other libraries ignore it. What the user set stays.
+    """
+    made = dict(own)
+    given = made.get(_TUNABLES, "")
+    if spec.generation is not None and _HUGE_PAGES.partition("=")[0] not in given:
+        made[_TUNABLES] = f"{given}:{_HUGE_PAGES}" if given else _HUGE_PAGES
+    return made
