@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headrace.runtimes.base import ModelError
 from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.groups import groups
 
 POISON = -1
 
@@ -57,7 +58,7 @@ class HashDecoder:
         assert chunks
         slots = [chunk.slot for chunk in chunks]
         assert len(set(slots)) == len(slots)
-        assert self.together or len(chunks) == 1 or all(len(chunk.tokens) == 1 for chunk in chunks)
+        assert self.together or len(groups(chunks)) == 1
         rows = [row for chunk in chunks for row in self._compute(chunk)]
         if any(self.fail_on in chunk.tokens for chunk in chunks):
             raise ModelError("the decoder was told to fail")

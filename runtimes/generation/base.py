@@ -84,8 +84,8 @@ class Decoder(Protocol):
     def together(self) -> bool:
         """Whether a step computes chunks of many tokens together.
 
-        Where each takes a run of its own anyway, the engine asks for them one at a time: it tells of tokens
-        as they come and leaves out what nobody waits for any more.
+        Where they take several runs anyway (``groups``), the engine asks for one of those at a time: it tells
+        of tokens as they come and leaves out what nobody waits for any more.
         """
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from typing import Final
 
 from headrace.runtimes.generation.base import Chunk, GenerationSpec
 from headrace.runtimes.generation.blocks import BlockManager
+from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.generation.prefixes import Prefixes
 from headrace.runtimes.generation.sequence import NO_SLOT, Request, Sequence
 
@@ -47,19 +48,17 @@ class Plan:
     prefill: bool = False
 
     def passes(self) -> Iterator[Plan]:
-        """Yield the single tokens together, then every longer chunk by itself.
+        """Yield what takes one run after another (``groups``).
 
         Sequences that have lost their slot by then are left out: their request ended or made room for others.
         """
-        pairs = list(zip(self.sequences, self.chunks, strict=True))
-        longer = [pair for pair in pairs if len(pair[1].tokens) > 1]
-        if not longer:
+        divided = groups(self.chunks)
+        if len(divided) == 1:
             yield self
             return
-        single = [pair for pair in pairs if len(pair[1].tokens) == 1]
-        for group in (single, *([pair] for pair in longer)):
-            sequences, chunks = [sequence for sequence, _ in group], [chunk for _, chunk in group]
-            part = Plan(sequences, chunks, prefill=self.prefill and group is not single).left()
+        for group in divided:
+            sequences, chunks = [self.sequences[at] for at in group], [self.chunks[at] for at in group]
+            part = Plan(sequences, chunks, prefill=self.prefill and len(chunks[0].tokens) > 1).left()
             if part.sequences:
                 yield part
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from headrace.runtimes.base import InstanceSpec, ModelError
 from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.generation.slots import CacheShape, SlotCache
 from headrace.runtimes.onnx.decoder_graph import DecoderGraph
 from headrace.runtimes.onnx.decoder_runs import Runs
@@ -102,7 +103,7 @@ class OnnxDecoder:
         return False
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Compute all chunks: single tokens together in one run, longer chunks each in one of its own.
+        """Compute all chunks, a run for each of ``groups``.
 
         Raises:
             ModelError: ONNX Runtime failed.
@@ -113,20 +114,29 @@ class OnnxDecoder:
                 cache.release(chunk.slot)
                 if chunk.start:
                     cache.load(chunk.slot, chunk.blocks, chunk.start)
-        single = [chunk for chunk in chunks if len(chunk.tokens) == 1]
-        longer = [chunk for chunk in chunks if len(chunk.tokens) > 1]
         self._runs.begin(sum(chunk.logits for chunk in chunks))
-        if single:
-            count = cache.gather([chunk.slot for chunk in single])
-            self._decode(single, count)
-        for chunk in longer:
-            self._runs.prefill(cache.row(chunk.slot), chunk.tokens, chunk.start, chunk.logits)
+        computed: list[int] = []
+        for group in groups(chunks):
+            if len(chunks[group[0]].tokens) == 1:
+                single = [chunks[index] for index in group]
+                self._decode(single, cache.gather([chunk.slot for chunk in single]))
+            else:
+                group.sort(key=lambda index: cache.row(chunks[index].slot))
+                self._prefill([chunks[index] for index in group])
+            computed += group
         for chunk in chunks:
             cache.advance(chunk.slot, chunk.start, len(chunk.tokens), chunk.blocks)
         logits = self._runs.logits
-        if single and longer and (order := _order(chunks)) is not None:
-            return logits[order]
-        return logits
+        return logits if computed == sorted(computed) else logits[_order(chunks, computed)]
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Chunks of more than one token, in the order of their rows; together if these are neighbours."""
+        rows = [self._cache.row(chunk.slot) for chunk in chunks]
+        if len(chunks) > 1 and rows[-1] - rows[0] == len(rows) - 1:
+            self._runs.start(rows[0], [chunk.tokens for chunk in chunks], [chunk.logits for chunk in chunks])
+            return
+        for row, chunk in zip(rows, chunks, strict=True):
+            self._runs.prefill(row, chunk.tokens, chunk.start, chunk.logits)
 
     def _decode(self, chunks: Sequence[Chunk], count: int) -> None:
         """One token for each of ``chunks``, whose rows are among the first ``count``."""
@@ -163,15 +173,11 @@ class OnnxDecoder:
         del self._runs, self._cache
 
 
-def _order(chunks: Sequence[Chunk]) -> list[int] | None:
-    """Where the logits of each position of ``chunks`` are, given that those of single tokens come first.
-
-    None when that is their order anyway.
-    """
-    at = {True: 0, False: sum(chunk.logits for chunk in chunks if len(chunk.tokens) == 1)}
-    order: list[int] = []
-    for chunk in chunks:
-        first = at[len(chunk.tokens) == 1]
-        order += range(first, first + chunk.logits)
-        at[len(chunk.tokens) == 1] += chunk.logits
-    return None if order == list(range(len(order))) else order
+def _order(chunks: Sequence[Chunk], computed: Sequence[int]) -> list[int]:
+    """Return where the logits of each position of ``chunks`` are, which were computed in another order."""
+    places: dict[int, range] = {}
+    first = 0
+    for index in computed:
+        places[index] = range(first, first + chunks[index].logits)
+        first += chunks[index].logits
+    return [place for index in range(len(chunks)) for place in places[index]]

@@ -73,6 +73,25 @@ class Runs:
             np.arange(len(tokens) - logits, len(tokens), dtype=np.int64),
         )
 
+    def start(self, row: int, tokens: Sequence[Sequence[int]], logits: Sequence[int]) -> None:
+        """Compute the first ``tokens`` of neighbouring rows, from ``row`` on, padded to the longest of them.
+
+        What is written behind the end of a shorter one is written over later. Of each row the last ``logits``
+        logits are kept.
+
+        Raises:
+            ModelError: ONNX Runtime failed.
+        """
+        lengths = [len(each) for each in tokens]
+        width = max(lengths)
+        ids = np.zeros((len(tokens), width), np.int64)
+        wanted: list[int] = []
+        for index, (each, length, count) in enumerate(zip(tokens, lengths, logits, strict=True)):
+            ids[index, :length] = each
+            end = index * width + length
+            wanted += range(end - count, end)
+        self._run(row, ids, np.array(lengths, np.int32) - 1, width, np.array(wanted, np.int64))
+
     def _run(
         self,
         row: int,
@@ -89,7 +108,9 @@ class Runs:
             WANTED: wanted,
         }
         if self._graph.has_positions:
-            feed[POSITIONS] = (lengths[:, None] - (sequence - 1) + np.arange(sequence)).astype(np.int64)
+            # rows that begin are padded behind, all others have no padding
+            starts = np.maximum(lengths - (sequence - 1), 0)
+            feed[POSITIONS] = (starts[:, None] + np.arange(sequence)).astype(np.int64)
         binding = self._binding(row, batch)
         # The arrays of ``feed`` live until the run is over; the next run of this binding replaces them.
         for name, array in feed.items():

@@ -14,6 +14,7 @@ from tiny_llama import LONGEST, VOCABULARY, write_tiny_llama
 
 from headrace.runtimes.base import InstanceSpec, ModelError
 from headrace.runtimes.generation.base import Chunk, Decoder, GenerationSpec
+from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.registry import decoder_loader
 
 BLOCK = 4
@@ -152,6 +153,26 @@ def test_logits_come_in_the_order_of_the_chunks(decoder: Decoder, reference: Any
     )
     parts = [expected(reference, texts[slot] + new[slot])[-wanted[slot] :] for slot in (3, 0, 1)]
     agree(found, np.concatenate(parts))
+
+
+def test_sequences_of_like_length_begin_in_one_run(decoder: Decoder, reference: Any) -> None:
+    """Shorter ones are padded, which changes neither their logits nor what follows."""
+    texts = [text(length, length) for length in (17, 7, 18, 18)]
+    wanted = [1, 2, 0, 3]
+    chunks = [whole(slot, tokens, wanted[slot]) for slot, tokens in enumerate(texts)]
+    assert groups(chunks) == [[0, 2, 3], [1]]
+    found = decoder.step(chunks)
+    parts = [expected(reference, texts[slot])[-wanted[slot] :] for slot in (0, 1, 3)]
+    agree(found, np.concatenate(parts))
+    found = decoder.step(
+        [Chunk(slot, [9], len(tokens), table(slot), 1, fresh=False) for slot, tokens in enumerate(texts)]
+    )
+    agree(found, np.stack([expected(reference, [*tokens, 9])[-1] for tokens in texts]))
+    # rows that are no neighbours: one that runs lies between those that are free
+    decoder.release(0)
+    decoder.release(2)
+    found = decoder.step([whole(4, texts[2]), whole(5, texts[3])])
+    agree(found, np.stack([expected(reference, tokens)[-1] for tokens in texts[2:]]))
 
 
 def test_a_prefix_in_the_pool_stands_for_its_tokens(decoder: Decoder, reference: Any) -> None:

@@ -18,7 +18,8 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
     bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
-    requests = [bench.add(prompt_of(9, seed), GREEDY) for seed in range(3)]
+    lengths = [9, 13, 17]  # too unlike to be computed in one run
+    requests = [bench.add(prompt_of(length, length), GREEDY) for length in lengths]
     left: list[bool] = []
 
     def leave() -> None:
@@ -30,10 +31,21 @@ def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
     assert [chunk.slot for step in bench.decoder.steps for chunk in step] == [0, 2]
     del bench.results[requests[1]]
     bench.run()
-    for seed in (0, 2):
-        wanted = expected(prompt_of(9, seed), GREEDY, bench.spec)
-        assert bench.results[requests[seed]].outcome() == wanted.outcome()
+    for index in (0, 2):
+        wanted = expected(prompt_of(lengths[index], lengths[index]), GREEDY, bench.spec)
+        assert bench.results[requests[index]].outcome() == wanted.outcome()
     bench.assert_empty()
+
+
+def test_prompts_of_like_length_are_one_part() -> None:
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    prompts = [prompt_of(length, length) for length in (9, 13, 9)]
+    requests = [bench.add(prompt, GREEDY) for prompt in prompts]
+    bench.step()
+    assert [[len(chunk.tokens) for chunk in step] for step in bench.decoder.steps] == [[9, 9], [13]]
+    bench.run()
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert bench.results[request].outcome() == expected(prompt, GREEDY, bench.spec).outcome()
 
 
 def test_a_part_that_fails_ends_its_own_request_only() -> None:
