@@ -143,7 +143,8 @@ class Settings(BaseSettings):
         "model's parameter of the same name can switch it off for that model.",
     )
     graph_cache: Path = Field(
-        default=Path(".cache/graphs"), description="Folder that keeps the fused graphs of text encoders."
+        default=Path(".cache/graphs"),
+        description="Folder that keeps the fused and packed graphs of text encoders.",
     )
     tgi_max_best_of: int = Field(
         default=2, ge=1, description="Most samples that one TGI request may choose the best of."

@@ -8,6 +8,7 @@ laid out in rows again for each attention only, and what it gives is packed agai
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -21,9 +22,9 @@ _MICROSOFT: Final = "com.microsoft"
 _WHOLE: Final = "Attention"
 _SEPARATE: Final = "MultiHeadAttention"
 _KEPT: Final = frozenset({"num_heads", "scale", "mask_filter_value", "unidirectional"})
-_PAST: Final = {_WHOLE: (4, 6), _SEPARATE: (6, 7)}
+_PAST: Final = MappingProxyType({_WHOLE: (4, 6), _SEPARATE: (6, 7)})
 """Inputs that encoders do not have."""
-_MASK_AT: Final = {_WHOLE: (3, 5), _SEPARATE: (4, 5)}
+_MASK_AT: Final = MappingProxyType({_WHOLE: (3, 5), _SEPARATE: (4, 5)})
 """Inputs with the mask and with what is added to the scores."""
 _TOKENWISE: Final = frozenset(
     {
