@@ -45,6 +45,6 @@ def test_a_model_can_be_left_as_it_is(demo_repository: Path, tmp_path: Path) -> 
         url = f"{server.url}/v2/repository/models/minilm/load"
         urllib.request.urlopen(urllib.request.Request(url, b"{}", {"content-type": "application/json"}))
         np.testing.assert_allclose(vectors(server, "minilm"), expected, atol=1e-5)
-        assert len(list(cache.glob("*.onnx"))) == 1
+        assert len(list(cache.glob("*.json"))) == 1
     finally:
         assert stop_server(server) == 0, (tmp_path / "server.log").read_text()[-4000:]
