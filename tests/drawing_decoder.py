@@ -73,6 +73,9 @@ class DrawingDecoder:
     def release(self, slot: int) -> None:
         self._ask(partial(self.inner.release, slot))
 
+    def prepare(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

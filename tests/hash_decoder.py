@@ -48,6 +48,7 @@ class HashDecoder:
         self.steps: list[list[Chunk]] = []
         self.computed = 0
         self.copies = 0
+        self.prepared = 0
         self.fail_on: int | None = None  # a token id whose computation fails
         self.nan_on: int | None = None  # a token id behind which logits are NaN
 
@@ -121,6 +122,12 @@ class HashDecoder:
         # a slot may be given back before its first chunk ran
         self.held.discard(slot)
         self.rows[slot] = POISON
+
+    def prepare(self) -> bool:
+        if self.prepared == 3:
+            return False
+        self.prepared += 1
+        return True
 
     def close(self) -> None:
         pass

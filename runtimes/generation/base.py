@@ -115,6 +115,13 @@ class Decoder(Protocol):
     def release(self, slot: int) -> None:
         """Forget the sequence of ``slot``; its completed blocks stay."""
 
+    def prepare(self) -> bool:
+        """Do a few milliseconds of what later steps would have to do; called while nothing runs.
+
+        Returns:
+            False when there is nothing left to do.
+        """
+
     def close(self) -> None:
         """Free what the model holds; it is not used afterwards."""
 

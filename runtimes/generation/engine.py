@@ -153,6 +153,10 @@ class Engine:
                 listen()
             begin = time.perf_counter_ns()
 
+    def prepare(self) -> bool:
+        """Do a little of what later steps need, when there is none to run; False when nothing is left."""
+        return self._decoder.prepare()
+
     def _run(self, plan: Plan, begin: int) -> list[Event]:
         """Compute a plan that was begun at ``begin`` (ns), and return what came out of it."""
         times = self._prefills if plan.prefill else self._decodes

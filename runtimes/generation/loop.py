@@ -1,7 +1,8 @@
 """The loop of a generation worker: takes requests in between steps and sends what comes out of them.
 
 One thread does everything but compiling grammars. While something runs the socket is only looked at; when
-nothing does the loop sleeps in ``poll`` until the server writes or a grammar is ready.
+nothing does the decoder gets ready for what is to come, and then the loop sleeps in ``poll`` until the server
+writes or a grammar is ready.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Loop:
                 self._sleep()
 
     def _sleep(self) -> None:
+        while not self._poll.poll(0) and self._engine.prepare():
+            pass
         self._poll.poll()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)

@@ -1,8 +1,8 @@
 """KV cache of decoders with slots: one contiguous row for each running sequence, and a pool of blocks.
 
 Kernels that want a sequence's KV in one piece read and write the rows. The pool holds what finished sequences
-left, by block, for later ones that begin with the same tokens. Both are reserved at full size and take memory
-only where they were written.
+left, by block, for later ones that begin with the same tokens. Both are reserved at full size. Rows take
+memory where they were written; the pool, which fills up sooner or later, takes its own while nothing runs.
 
 numpy only: the torch decoder looks at the same memory through ``torch.from_numpy``.
 """
@@ -12,16 +12,14 @@ from __future__ import annotations
 import heapq
 import math
 import mmap
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_NO_RESERVE: Final = 0x4000 if sys.platform == "linux" else 0
-"""``MAP_NORESERVE``, which Python does not name: the reservation may exceed the machine's memory."""
+from headrace.runtimes.generation.reserved import Reserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +66,16 @@ class SlotCache:
         """Reserve the memory; none of it is touched."""
         self._shape = shape
         row = (shape.heads, shape.row_tokens, shape.size)
+        size = np.dtype(shape.dtype).itemsize
         # Rows are written from their beginnings: a huge page for each would take far more than was written.
-        self._memory = _reserve(shape.planes * shape.slots * math.prod(row), shape.dtype, huge=False)
-        self._rows = np.frombuffer(self._memory, shape.dtype).reshape(shape.planes, shape.slots, *row)
+        self._memory = Reserved(shape.planes * shape.slots * math.prod(row) * size, huge=False)
+        self._rows = self._memory.array(shape.dtype).reshape(shape.planes, shape.slots, *row)
         block = (shape.planes, shape.heads, shape.block_tokens, shape.size)
+        self._kept: Reserved | None = None
         self._pool: NDArray[Any] | None = None
         if shape.blocks:
-            pool = _reserve(shape.blocks * math.prod(block), shape.dtype, huge=True)
-            self._pool = np.frombuffer(pool, shape.dtype).reshape(shape.blocks, *block)
+            self._kept = Reserved(shape.blocks * math.prod(block) * size, huge=True)
+            self._pool = self._kept.array(shape.dtype).reshape(shape.blocks, *block)
         self._row_of: dict[int, int] = {}
         self._slot_of: dict[int, int] = {}
         self._free = list(range(shape.slots))
@@ -86,6 +86,10 @@ class SlotCache:
     def rows(self) -> NDArray[Any]:
         """All rows, [planes, slots, heads, row tokens, size]; writable, the address never changes."""
         return self._rows
+
+    def prepare(self) -> bool:
+        """Take some of the pool's memory before it is needed; False when there is no more to take."""
+        return self._kept is not None and self._kept.populate()
 
     def row(self, slot: int) -> int:
         """The row of ``slot``, taken now if it has none."""
@@ -188,14 +192,5 @@ class SlotCache:
             return
         size = self._rows[0, 0].nbytes
         for plane in range(self._shape.planes):
-            self._memory.madvise(mmap.MADV_DONTNEED, (plane * self._shape.slots + row) * size, size)
+            self._memory.discard((plane * self._shape.slots + row) * size, size)
         self._touched[row] = 0
-
-
-def _reserve(elements: int, dtype: DTypeLike, *, huge: bool) -> mmap.mmap:
-    """Address space for ``elements``, zero where it is read before it is written."""
-    size = elements * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-    return memory

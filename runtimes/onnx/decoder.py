@@ -65,7 +65,7 @@ class OnnxDecoder:
     """A :class:`~headrace.runtimes.generation.base.Decoder` on ONNX Runtime."""
 
     def __init__(self, session: ort.InferenceSession, spec: GenerationSpec) -> None:
-        """Serve ``session``; the KV cache is reserved, but takes memory only as it is used.
+        """Serve ``session`` with a KV cache of its own.
 
         Raises:
             ModelError: the graph is no decoder of the kind that is served, or shorter than ``max_tokens``.
@@ -167,6 +167,10 @@ class OnnxDecoder:
     def release(self, slot: int) -> None:
         """Free the slot's row."""
         self._cache.release(slot)
+
+    def prepare(self) -> bool:
+        """Take some of the KV cache's memory."""
+        return self._cache.prepare()
 
     def close(self) -> None:
         """Drop the session and the cache."""

@@ -139,6 +139,10 @@ class PagedDecoder:
     def release(self, slot: int) -> None:
         """Do nothing: blocks belong to the engine."""
 
+    def prepare(self) -> bool:
+        """Return False: all memory was taken at the start."""
+        return False
+
     def close(self) -> None:
         """Drop the network, its graphs and its KV cache."""
         del self._graphs, self._network, self._cache

@@ -74,6 +74,10 @@ class Rows:
         for cache in self._caches:
             cache.release(slot)
 
+    def prepare(self) -> bool:
+        """Take some of the pools' memory; False when there is no more to take."""
+        return any(cache.prepare() for cache in self._caches)
+
 
 def _cache(kind: tuple[int, int], planes: int, generation: GenerationSpec, dtype: torch.dtype) -> SlotCache:
     heads, size = kind

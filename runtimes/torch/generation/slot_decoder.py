@@ -83,6 +83,10 @@ class SlotDecoder:
         """Free the slot's row; whole blocks are in the pool already."""
         self._rows.release(slot)
 
+    def prepare(self) -> bool:
+        """Take some of the KV cache's memory."""
+        return self._rows.prepare()
+
     def close(self) -> None:
         """Drop the network and its KV cache."""
         del self._network, self._rows

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from generation_engines import VOCABULARY, encode, expected, make_spec
 from hash_decoder import HashDecoder
+from waiting import block_until
 
 from headrace.runtimes.base import InvalidInputError
 from headrace.runtimes.frames import FrameReader
@@ -44,7 +45,8 @@ class Gate:
         self.steps = threading.Semaphore(0)
         self.platform, self.together = self.decoder.platform, self.decoder.together
         self.vocabulary_size = VOCABULARY
-        self.copy, self.release, self.close = self.decoder.copy, self.decoder.release, self.decoder.close
+        self.copy, self.release = self.decoder.copy, self.decoder.release
+        self.prepare, self.close = self.decoder.prepare, self.decoder.close
 
     def step(self, chunks: Sequence[Chunk]) -> object:
         self.steps.acquire()
@@ -141,6 +143,16 @@ def tokens_of(events: list[Event], request: int) -> list[int]:
         if isinstance(event, Tokens) and event.request == request
         for token in event.token_ids
     ]
+
+
+def test_a_loop_with_nothing_to_run_prepares(start: Callable[..., Client]) -> None:
+    """Until nothing is left to prepare; requests are served before, in between and after."""
+    decoder = HashDecoder(SPEC, VOCABULARY)
+    client = start(decoder)
+    for number in range(3):
+        client.send(Add(number, encode([5, 6, 7]), GREEDY))
+        client.until(finished(number))
+        block_until(lambda: decoder.prepared == 3)
 
 
 def test_requests_in_one_write_are_all_served(start: Callable[..., Client]) -> None:

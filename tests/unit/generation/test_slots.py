@@ -162,3 +162,27 @@ def test_a_long_row_gives_its_memory_back() -> None:
     cache.advance(1, 0, 200, [])
     cache.release(1)
     assert cache.rows[:, row, :, 199].all()
+
+
+def test_the_pool_takes_its_memory_ahead_of_use() -> None:
+    """Piece by piece all of it, whatever it holds already."""
+    shape = CacheShape(planes=8, heads=4, size=64, slots=2, tokens=64, block_tokens=16, blocks=200)
+    cache = SlotCache(shape)
+    cache.rows[:, cache.row(0), :, :16] = np.arange(16)[:, None]
+    cache.advance(0, 0, 16, [0])
+    pool = shape.planes * shape.heads * shape.size * shape.block_tokens * 200 * 4
+    process = psutil.Process()
+    before = process.memory_info().rss
+    pieces = 0
+    while cache.prepare():
+        pieces += 1
+    grown = process.memory_info().rss - before
+    assert pieces == -(-pool // (2 << 20))
+    assert pool * 0.8 < grown < pool * 1.2
+    cache.load(1, [0], 16)
+    np.testing.assert_array_equal(cache.rows[:, cache.row(1), 0, :16, 0], np.tile(np.arange(16.0), (8, 1)))
+
+
+def test_a_cache_without_a_pool_has_nothing_to_prepare() -> None:
+    """The rows take memory as they are used."""
+    assert not SlotCache(CacheShape(planes=2, heads=1, size=8, slots=2, tokens=8, block_tokens=4)).prepare()
