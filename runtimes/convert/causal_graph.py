@@ -7,14 +7,14 @@ layer, the largest of all, runs only for the positions that are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from headrace.runtimes.convert.job import ConversionError
+from headrace.runtimes.graph_edits import keep, replace_nodes
 
 LENGTHS: Final = "seqlens_k"
 """int32 [batch]: tokens in a row's KV cache after this run, minus 1; so GroupQueryAttention wants it."""
@@ -160,14 +160,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             wanted.update(node.input)
-    _keep(graph.node, [node for node in graph.node if wanted.intersection(node.output)])
-    _keep(graph.input, [value for value in graph.input if value.name in wanted])
-    _keep(graph.initializer, [value for value in graph.initializer if value.name in wanted])
+    replace_nodes(graph, [node for node in graph.node if wanted.intersection(node.output)])
+    keep(graph.input, [value for value in graph.input if value.name in wanted])
     # Shapes of values behind the changed ends would be wrong.
     del graph.value_info[:]
-
-
-def _keep(field: Any, kept: Iterable[Any]) -> None:
-    kept = list(kept)
-    del field[:]
-    field.extend(kept)

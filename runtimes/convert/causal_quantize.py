@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from headrace.runtimes.convert.causal_blocks import BLOCK, Blocks, Floats, nearest, shifted
 from headrace.runtimes.convert.causal_graph import HIDDEN
+from headrace.runtimes.graph_edits import replace_nodes
 
 ACCURACY: Final = 4
 """``accuracy_level`` of MatMulNBits: products in 8-bit integers, the fastest on CPUs."""
@@ -49,12 +50,7 @@ def quantize(model: onnx.ModelProto, bits: int, *, say: Callable[[str], None]) -
         if node.op_type == "FusedMatMul":
             weights = weights.T
         nodes += _layer(graph, node, weights, HEAD_BITS if node.input[0] == HIDDEN else bits, sums)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [value for value in graph.initializer if value.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    replace_nodes(graph, nodes)
     return model
 
 

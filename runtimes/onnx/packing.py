@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from headrace.runtimes.graph_edits import replace_nodes
+
 MASK: Final = "attention_mask"
 """The input that says which positions are tokens: integers [rows, width], 1 or 0."""
 
@@ -57,13 +59,7 @@ def pack(model: ModelProto) -> None:
     if all(value.name != MASK for value in graph.input):
         msg = f"the graph has no input {MASK}"
         raise NotPackedError(msg)
-    nodes = list(_Packing(graph).nodes())
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    replace_nodes(graph, list(_Packing(graph).nodes()))
     # the shapes of values in between are others now
     del graph.value_info[:]
 
