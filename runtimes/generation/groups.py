@@ -23,6 +23,8 @@ def groups(chunks: Sequence[Chunk]) -> list[list[int]]:
     one sequence only. Groups are in the order of their first chunks.
     """
     single = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) == 1]
+    if len(single) == len(chunks):
+        return [single] if single else []
     beginning: list[int] = []
     longer: list[list[int]] = []
     for index, chunk in enumerate(chunks):

@@ -99,7 +99,7 @@ class OnnxDecoder:
 
     @property
     def together(self) -> bool:
-        """Single tokens only: behind a past the operator for attention takes many tokens of one row."""
+        """Not all of them: a step takes a run for each of ``groups``."""
         return False
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -132,11 +132,11 @@ class OnnxDecoder:
     def _prefill(self, chunks: Sequence[Chunk]) -> None:
         """Chunks of more than one token, in the order of their rows; together if these are neighbours."""
         rows = [self._cache.row(chunk.slot) for chunk in chunks]
-        if len(chunks) > 1 and rows[-1] - rows[0] == len(rows) - 1:
-            self._runs.start(rows[0], [chunk.tokens for chunk in chunks], [chunk.logits for chunk in chunks])
-            return
-        for row, chunk in zip(rows, chunks, strict=True):
-            self._runs.prefill(row, chunk.tokens, chunk.start, chunk.logits)
+        together = len(chunks) if rows[-1] - rows[0] == len(rows) - 1 else 1
+        for first in range(0, len(chunks), together):
+            part = chunks[first : first + together]
+            tokens, logits = [chunk.tokens for chunk in part], [chunk.logits for chunk in part]
+            self._runs.prefill(rows[first], tokens, part[0].start, logits)
 
     def _decode(self, chunks: Sequence[Chunk], count: int) -> None:
         """One token for each of ``chunks``, whose rows are among the first ``count``."""

@@ -58,26 +58,12 @@ class Runs:
             np.array(wanted, np.int64),
         )
 
-    def prefill(self, row: int, tokens: Sequence[int], start: int, logits: int) -> None:
-        """Compute ``tokens`` of one row, after the ``start`` that it has; keep the last ``logits`` logits.
+    def prefill(self, row: int, tokens: Sequence[Sequence[int]], start: int, logits: Sequence[int]) -> None:
+        """Compute ``tokens`` of neighbouring rows, from ``row`` on, after the ``start`` that each has.
 
-        Raises:
-            ModelError: ONNX Runtime failed.
-        """
-        end = start + len(tokens)
-        self._run(
-            row,
-            np.array(tokens, np.int64)[None],
-            np.array([end - 1], np.int32),
-            end,
-            np.arange(len(tokens) - logits, len(tokens), dtype=np.int64),
-        )
-
-    def start(self, row: int, tokens: Sequence[Sequence[int]], logits: Sequence[int]) -> None:
-        """Compute the first ``tokens`` of neighbouring rows, from ``row`` on, padded to the longest of them.
-
-        What is written behind the end of a shorter one is written over later. Of each row the last ``logits``
-        logits are kept.
+        The operator for attention takes many tokens behind a past for one row only: of several rows,
+        ``start`` is 0. They are padded to the longest; what is written behind the end of a shorter one is
+        written over later. Of each row the last ``logits`` logits are kept.
 
         Raises:
             ModelError: ONNX Runtime failed.
@@ -90,7 +76,8 @@ class Runs:
             ids[index, :length] = each
             end = index * width + length
             wanted += range(end - count, end)
-        self._run(row, ids, np.array(lengths, np.int32) - 1, width, np.array(wanted, np.int64))
+        ends = np.array(lengths, np.int32) + np.int32(start - 1)
+        self._run(row, ids, ends, start + width, np.array(wanted, np.int64))
 
     def _run(
         self,

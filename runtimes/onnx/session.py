@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,23 +57,26 @@ def load(instance: InstanceSpec) -> OnnxModel:
     if instance.text is not None and wants_fusion(instance, chosen):
         entry = fused_entry(file, Path(instance.graph_cache), pad_id=instance.text.pad_id)
 
-    def session(threads: str, defaults: Mapping[str, str], graph: Path | None) -> ort.InferenceSession:
+    def session(
+        threads: str, defaults: Mapping[str, str], graph: Path | None
+    ) -> tuple[ort.InferenceSession, bool]:
+        """Load ``graph``, or else the plain one, and say whether it is ``graph``."""
         options = session_options({**defaults, **instance.options, THREADS: threads})
-        made = None if graph is None or entry is None else _from_cache(file, graph, entry, options, chosen)
+        kept = None if graph is None or entry is None else _from_cache(file, graph, entry, options, chosen)
         try:
-            made = made or ort.InferenceSession(str(file), options, providers=chosen)
+            made = kept or ort.InferenceSession(str(file), options, providers=chosen)
         except Exception as error:
             raise load_error(error, file) from error
         check_providers(chosen, made.get_providers())
-        return made
+        return made, kept is not None
 
     fused = None if entry is None else entry.graph
     packed = entry.packed if entry is not None and entry.packed.is_file() else None
-    first = session(given, {}, packed or fused)
+    first, kept = session(given, {}, packed or fused)
     lone = str(instance.lone_threads or given)
     # Laying tokens out is done by one thread, which all the others of a lone batch would wait for.
-    load_lone = None if lone == given else partial(session, lone, LONE_SPINNING, fused)
-    padding: Padding = "attention" if packed is not None and packed.is_file() else "all"
+    load_lone = None if lone == given else lambda: session(lone, LONE_SPINNING, fused)[0]
+    padding: Padding = "attention" if kept and packed is not None else "all"
     return OnnxModel(first, load_lone, instance.options, padding)
 
 

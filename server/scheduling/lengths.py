@@ -10,7 +10,7 @@ from headrace.server.scheduling.policy import BatchingPolicy
 
 SCORES: Final = 1000
 """Pairs of positions that attention scores in the time that everything else takes for a token: a row of 100
-has 10,000 of them. Measured with MiniLM on a CPU; smaller for wider models, whose tokens cost more."""
+has 10,000 of them. Measured with MiniLM on a CPU; more for wider models, whose tokens cost more."""
 
 
 def cheapest_batch(lengths: Sequence[int], at: int, policy: BatchingPolicy, limit: int) -> tuple[int, int]:

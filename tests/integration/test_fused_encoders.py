@@ -46,5 +46,7 @@ def test_a_model_can_be_left_as_it_is(demo_repository: Path, tmp_path: Path) -> 
         urllib.request.urlopen(urllib.request.Request(url, b"{}", {"content-type": "application/json"}))
         np.testing.assert_allclose(vectors(server, "minilm"), expected, atol=1e-5)
         assert len(list(cache.glob("*.json"))) == 1
+        graphs = {path.name.partition(".")[2] for path in cache.glob("*.onnx")}
+        assert graphs == {"onnx", "packed.onnx"}
     finally:
         assert stop_server(server) == 0, (tmp_path / "server.log").read_text()[-4000:]
