@@ -11,13 +11,13 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 import structlog
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+Request = TypeVar("Request")
+
 REQUEST_ID: Final = "x-request-id"
 STATUS_HEADER: Final = "x-http-status"
 
@@ -54,10 +56,10 @@ class Undecodable:
     """Stands for a request that is not a valid message, so that its error has the family's shape."""
 
 
-def decode_message(message: type[Message], data: bytes) -> Message | Undecodable:
+def decode_message(parse: Callable[[bytes], Request], data: bytes) -> Request | Undecodable:
     """Parse a request; a malformed one (say, a path variable that is not UTF-8) is the caller's error."""
     try:
-        return message.FromString(data)
+        return parse(data)
     except (DecodeError, UnicodeDecodeError):
         return Undecodable()
 

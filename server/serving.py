@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,12 @@ GRPC_OPTIONS: Final = (
 )
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 """Objects between collections: requests leave few cycles, and the default of 700 costs more than it frees."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BLOCK: Final = 32 << 20
+"""Blocks of more bytes go back to the kernel at once: the most that the C library comes to by itself."""
+_KEPT_BYTES: Final = 64 << 20
+"""Free memory at the end of the heap that is kept."""
 
 
 def grpc_server(
@@ -55,7 +62,16 @@ def add_services(
 
 
 def settle_memory() -> None:
-    """Spare the collector what lives from here on until the end: it need not be walked again and again."""
+    """Prepare the process for requests.
+
+    The collector is spared what lives from here on until the end: it need not be walked again and again. And
+    memory that large requests gave back is kept for the next ones: by default the C library returns it to the
+    kernel between two of them, and every page of it has to be found and cleared again.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    # other C libraries than GNU's may not have it
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)

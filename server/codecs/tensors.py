@@ -16,13 +16,16 @@ from headrace.server.errors import InvalidTensorError
 from headrace.server.tasks.tensors import InferRequest, InputTensor, RequestedOutput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.server.tasks.tensors import InferResponse, Parameter
 
 
-def decode_request(message: ModelInferRequest) -> InferRequest:
+def decode_request(message: ModelInferRequest, raw: Sequence[bytes | memoryview]) -> InferRequest:
     """Decode a request; tensors are not compared with the model yet.
 
-    The data of an input is its ``contents``, else the next element of ``raw_input_contents``.
+    The data of an input is its ``contents``, else the next element of ``raw``, the request's
+    ``raw_input_contents``.
 
     Raises:
         InvalidTensorError: an input has no data or data in both forms, raw elements are left over, or typed
@@ -31,7 +34,7 @@ def decode_request(message: ModelInferRequest) -> InferRequest:
         UnsupportedError: an input or output in shared memory.
     """
     model = message.model_name
-    inputs = _decode_inputs(message, model)
+    inputs = _decode_inputs(message, raw, model)
     parameters = decode_parameters(message.parameters) if message.parameters else NO_PARAMETERS
     outputs = [
         RequestedOutput(output.name, decode_classification(output.parameters) if output.parameters else 0)
@@ -43,11 +46,12 @@ def decode_request(message: ModelInferRequest) -> InferRequest:
     )  # fmt: skip
 
 
-def _decode_inputs(message: ModelInferRequest, model: str) -> list[InputTensor]:
-    raw = message.raw_input_contents
+def _decode_inputs(
+    message: ModelInferRequest, raw: Sequence[bytes | memoryview], model: str
+) -> list[InputTensor]:
     count, used = len(raw), 0
     inputs: list[InputTensor] = []
-    data: bytes
+    data: bytes | memoryview
     for tensor in message.inputs:
         name, datatype = tensor.name, tensor.datatype
         if tensor.parameters and "shared_memory_region" in tensor.parameters:

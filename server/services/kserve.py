@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from headrace.kserve.v2 import grpc_service_pb2 as pb
 from headrace.server.codecs.kserve_errors import decoupled_error
 from headrace.server.codecs.kserve_generate_fields import text_request
 from headrace.server.codecs.kserve_metadata import encode_model_metadata, encode_server_metadata
+from headrace.server.codecs.kserve_received import ReceivedInfer, receive
 from headrace.server.codecs.kserve_repository import (
     check_repository,
     decode_load,
@@ -67,7 +69,12 @@ class GRPCInferenceService:
         repository: the models.
         generating: the generate task, with the threads for texts and long computations.
         server_id: name in the server's metadata.
+
+    Attributes:
+        parsers: what parses the requests of methods that do not take the message itself.
     """
+
+    parsers: Final = MappingProxyType({"ModelInfer": receive, "ModelStreamInfer": receive})
 
     def __init__(self, repository: Repository, generating: Generating, server_id: str) -> None:
         self._repository = repository
@@ -110,12 +117,12 @@ class GRPCInferenceService:
         """Answer the counters of one model version, of all of a model, or of all models."""
         return encode_statistics(self._repository.statistics(request.name, request.version))
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: ReceivedInfer, call: Call) -> pb.ModelInferResponse:
         """Run a model that answers once."""
         return encode_response(await self._infer(request, call))
 
     async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], call: Call
+        self, requests: AsyncIterator[ReceivedInfer], call: Call
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Run models: one answer for each request, in their order, or one for each piece of text.
 
@@ -125,7 +132,7 @@ class GRPCInferenceService:
         """
         ends = call.headers.get("triton_grpc_error") == "true"
 
-        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        async def answer(request: ReceivedInfer) -> pb.ModelStreamInferResponse:
             message = pb.ModelStreamInferResponse()
             reply = message.infer_response
             try:
@@ -134,13 +141,14 @@ class GRPCInferenceService:
                 scheduled = isinstance(error, _AFTER_SCHEDULING)
                 if ends and scheduled:
                     raise
-                return _failure(request, error, scheduled=scheduled)
+                return _failure(request.message, error, scheduled=scheduled)
             reply.parameters[_FINAL].bool_param = True
             return message
 
-        def several(request: pb.ModelInferRequest) -> AsyncGenerator[pb.ModelStreamInferResponse] | None:
+        def several(request: ReceivedInfer) -> AsyncGenerator[pb.ModelStreamInferResponse] | None:
+            message = request.message
             try:
-                model = self._repository.get(request.model_name, request.model_version)
+                model = self._repository.get(message.model_name, message.model_version)
             except HeadraceError:  # it is the answer
                 return None
             if model.generation is None:
@@ -154,16 +162,17 @@ class GRPCInferenceService:
                 yield response
 
     async def _generate(
-        self, model: Model, request: pb.ModelInferRequest, *, ends: bool
+        self, model: Model, received: ReceivedInfer, *, ends: bool
     ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
         """Yield the answers of a model that generates text.
 
         The last one is marked as final or, where the request asks for that, an empty one behind it.
         """
+        request = received.message
         empty = _EMPTY_FINAL in request.parameters and request.parameters[_EMPTY_FINAL].bool_param
         scheduled = False
         try:
-            decoded = await self._decode(request)
+            decoded = await self._decode(received)
             size = sum(len(tensor.data) for tensor in decoded.inputs)
             asked = await call_by_size(self._tokenizing, size, text_request, model, decoded)
             # The caller's own deadline ends the whole call, and with it this.
@@ -184,16 +193,17 @@ class GRPCInferenceService:
             _end(message.infer_response, request)
             yield message
 
-    async def _infer(self, request: pb.ModelInferRequest, call: Call) -> InferResponse:
-        model = call.model = self._repository.get(request.model_name, request.model_version)
+    async def _infer(self, request: ReceivedInfer, call: Call) -> InferResponse:
+        message = request.message
+        model = call.model = self._repository.get(message.model_name, message.model_version)
         if model.generation is not None:
             raise decoupled_error("ModelInfer RPC", model.name)
         return await infer(self._tokenizing, model, await self._decode(request))
 
-    async def _decode(self, request: pb.ModelInferRequest) -> InferRequest:
+    async def _decode(self, request: ReceivedInfer) -> InferRequest:
         # Raw data is passed on as it is; typed data is converted value by value.
-        converted = 0 if request.raw_input_contents else request.ByteSize()
-        return await call_by_size(self._tokenizing, converted, decode_request, request)
+        converted = 0 if request.raw else request.message.ByteSize()
+        return await call_by_size(self._tokenizing, converted, decode_request, *request)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, call: Call

@@ -297,7 +297,8 @@ def _handler(
     interceptors: Interceptors,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """Choose the wrapper and the grpc handler for a method's kind."""
-    decode = partial(decode_message, GetMessageClass(method.input_type))
+    parse = GetMessageClass(method.input_type).FromString
+    decode = partial(decode_message, getattr(service, "parsers", {}).get(method.name, parse))
     response = GetMessageClass(method.output_type)
     encode = response.SerializeToString
     name = method.name

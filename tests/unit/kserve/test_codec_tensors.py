@@ -101,7 +101,7 @@ def test_raw_data_is_passed_on_as_it_is() -> None:
     data = bytes(range(256)) * 300
     message = ModelInferRequest(model_name="m", raw_input_contents=[data])
     message.inputs.add(name="X", datatype="UINT8", shape=[len(data)])
-    request = decode_request(message)
+    request = decode_request(message, message.raw_input_contents)
     assert type(request.inputs[0].data) is bytes
     assert request.inputs[0].data == data
     assert request.inputs[0].shape == (len(data),)
@@ -111,7 +111,7 @@ def test_typed_and_raw_may_not_be_mixed_even_when_the_raw_element_is_empty() -> 
     message = ModelInferRequest(model_name="m", raw_input_contents=[b""])
     message.inputs.add(name="X", datatype="FP32", shape=[1]).contents.fp32_contents.append(1)
     with pytest.raises(InvalidTensorError, match="contents field must not be specified"):
-        decode_request(message)
+        decode_request(message, message.raw_input_contents)
 
 
 def test_parameters_of_the_model_keep_their_types() -> None:
@@ -122,7 +122,7 @@ def test_parameters_of_the_model_keep_their_types() -> None:
     message.parameters["priority"].uint64_param = 2
     message.parameters["timeout"].int64_param = 99
     message.parameters["sequence_id"].int64_param = 4
-    request = decode_request(message)
+    request = decode_request(message, message.raw_input_contents)
     assert request.parameters == given_values
     assert {key: type(value) for key, value in request.parameters.items()} == {
         "a": bool,
@@ -214,7 +214,7 @@ def test_any_message_is_decoded_or_refused(
         model_name="m", inputs=inputs, outputs=outputs, raw_input_contents=raw, parameters=parameters
     )
     with contextlib.suppress(HeadraceError):
-        request = decode_request(message)
+        request = decode_request(message, message.raw_input_contents)
         assert [tensor.name for tensor in request.inputs] == [entry["name"] for entry in inputs]
         assert all(isinstance(tensor.data, bytes) for tensor in request.inputs)
 
@@ -227,7 +227,7 @@ def test_any_bytes_that_are_a_message_are_decoded_or_refused(data: bytes) -> Non
     except Exception:  # noqa: BLE001 - not a message; the library's error class is not public
         return
     with contextlib.suppress(HeadraceError):
-        decode_request(message)
+        decode_request(message, message.raw_input_contents)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))
