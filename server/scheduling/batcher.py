@@ -23,6 +23,7 @@ from headrace.server.errors import (
 )
 from headrace.server.scheduling.batch import Batch, split
 from headrace.server.scheduling.formation import select
+from headrace.server.scheduling.gathering import Gathering
 from headrace.server.scheduling.queue import WaitingParts
 from headrace.server.scheduling.work import Part, PartResult, Pending
 
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 SPLIT_NS: Final = 1_000_000
 """Work for less than this many nanoseconds is not divided among idle instances: handing a further batch to
 another process, and waking up for its reply, would cost more than it saves."""
-
-IDLE_TURN_NS: Final = 40_000
-"""A turn of the event loop up to this long has done nothing but poll."""
-
-GATHER_NS: Final = 2_000_000
-"""A batch is formed after this many nanoseconds even if the loop is still busy taking in requests."""
 
 AT_ONCE_NS: Final = 8_000_000
 """An instance that has just finished gets what waits at once when that is work for so many nanoseconds; of
@@ -82,8 +77,7 @@ class Batcher:
         self._waiting = WaitingParts(policy)
         self._executors: list[Executor] = []
         self._scheduled = False
-        self._turn_ns = 0  # when the current turn of the loop began
-        self._gather_end_ns = 0
+        self._gathering = Gathering()
         self._delay_timer: asyncio.TimerHandle | None = None
         self._closed: HeadraceError | None = None
         self._requests = 0
@@ -158,8 +152,7 @@ class Batcher:
         """Form batches when the loop has nothing else to do, so that parts which arrive together join."""
         if not self._scheduled:
             self._scheduled = True
-            self._turn_ns = self._gather_end_ns = time.monotonic_ns()
-            self._gather_end_ns += GATHER_NS
+            self._gathering.begin(time.monotonic_ns())
             self._loop.call_soon(self._gather)
 
     # Callbacks of the instances.
@@ -253,14 +246,12 @@ class Batcher:
     def _gather(self) -> None:
         """Let the loop take in what has already arrived before a batch is formed.
 
-        A turn of the loop that took longer than an empty one has handled other events, such as further
-        requests; then the next turn may bring more. With one client this costs a few microseconds; under
-        load it is what makes small requests share batches without any fixed delay.
+        Under load this is what makes small requests share batches without any fixed delay.
         """
-        now = time.monotonic_ns()
-        busy = now - self._turn_ns > IDLE_TURN_NS
-        if busy and now < self._gather_end_ns and len(self._waiting) < self.policy.max_rows:
-            self._turn_ns = now
+        waiting = len(self._waiting)
+        if 0 < waiting < self.policy.max_rows and self._gathering.more(
+            time.monotonic_ns(), waiting, self._requests
+        ):
             self._loop.call_soon(self._gather)
         else:
             self._scheduled = False

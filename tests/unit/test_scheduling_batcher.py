@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from headrace.server.errors import (
 from headrace.server.scheduling.batch import Batch, chunks, layout
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.formation import JOINING
+from headrace.server.scheduling.gathering import GATHER_NS
 from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
 from headrace.server.scheduling.work import Part, PartInput
 from headrace.server.telemetry.statistics import ModelStatistics
@@ -80,7 +82,9 @@ def start(batcher: Batcher, parts: Sequence[Part], **options: int) -> asyncio.Ta
 
 
 async def settle() -> None:
-    for _ in range(4):
+    """Let batches be formed: whatever was under way before, no gathering takes longer."""
+    end = time.monotonic_ns() + GATHER_NS
+    while time.monotonic_ns() <= end:
         await asyncio.sleep(0)
 
 
