@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -22,7 +22,6 @@ _WIDTH: Final = 0.8
 """Share of the space of a group of columns that they fill."""
 
 Entry = TypeVar("Entry")
-Value = Callable[[PointResult], float | None]
 
 
 def draw(result: RunResult, stem: Path) -> list[Path]:
@@ -32,14 +31,23 @@ def draw(result: RunResult, stem: Path) -> list[Path]:
     mpl.use("Agg")
     throughput = stem.with_name(f"{stem.name}-throughput.png")
     latency = stem.with_name(f"{stem.name}-p99.png")
-    title = (
-        "Throughput beside its reference: the raw limit;\n"
-        "for one client the one-at-a-time loop; for tiny the empty handler"
-    )
     shown = [scenario for scenario in result.scenarios if scenario.points]
-    _chart(shown, throughput, title, relative)
-    _chart(shown, latency, "p99 latency, ms", lambda point: point.median("p99_ms"), log=True)
+    title = (
+        (
+            "Throughput beside its reference: the raw limit;\n"
+            "for one client the one-at-a-time loop; for tiny the empty handler"
+        )
+        if any(map(_has_reference, shown))
+        else "Throughput"
+    )
+    _chart(shown, throughput, title)
+    _chart(shown, latency, "p99 latency, ms", log=True)
     return [throughput, latency]
+
+
+def _has_reference(scenario: ScenarioResult) -> bool:
+    """Whether there is something to relate throughput to; runs beside peers only have nothing."""
+    return any(relative(point) is not None for point in scenario.points)
 
 
 def relative(point: PointResult) -> float | None:
@@ -58,10 +66,12 @@ def _limits(scenario: str, point: PointResult) -> list[float]:
     return [bar.limit for bar in BARS if (bar.scenario, bar.route, bar.clients, bar.metric) == place]
 
 
-def _chart(
-    scenarios: Sequence[ScenarioResult], path: Path, title: str, value: Value, *, log: bool = False
-) -> None:
-    """Draw one panel a scenario: groups of columns by number of clients, a colour a route."""
+def _chart(scenarios: Sequence[ScenarioResult], path: Path, title: str, *, log: bool = False) -> None:
+    """Draw one panel a scenario: groups of columns by number of clients, a colour a route.
+
+    They are throughput beside its reference, or throughput itself where there is none; with ``log`` p99
+    latency.
+    """
     from matplotlib import pyplot as plt
     from matplotlib.artist import Artist
     from matplotlib.lines import Line2D
@@ -74,10 +84,10 @@ def _chart(
     for strip, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         axes = strip.subplots(1, len(row), squeeze=False, width_ratios=[_width(scenario) for scenario in row])
         for panel, scenario in zip(axes[0], row, strict=True):
-            _panel(panel, scenario, colours, value, log=log)
+            _panel(panel, scenario, colours, log=log)
     handles: list[Artist] = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
     labels = list(colours)
-    if not log:
+    if not log and any(map(_has_reference, scenarios)):
         handles.append(Line2D([], [], color=BAR_COLOUR, linewidth=2))
         labels.append("bar")
     figure.legend(
@@ -117,20 +127,19 @@ def _colours(scenarios: Sequence[ScenarioResult]) -> dict[str, str]:
     }
 
 
-def _panel(
-    panel: Axes, scenario: ScenarioResult, colours: Mapping[str, str], value: Value, *, log: bool
-) -> None:
+def _panel(panel: Axes, scenario: ScenarioResult, colours: Mapping[str, str], *, log: bool) -> None:
+    related = not log and _has_reference(scenario)
     clients = sorted({point.clients for point in scenario.points})
     width = _WIDTH / max(1, *(sum(point.clients == count for point in scenario.points) for count in clients))
     for group, count in enumerate(clients):
         points = [point for point in scenario.points if point.clients == count]
         for number, point in enumerate(points):
-            height = value(point)
+            height = relative(point) if related else point.median("p99_ms") if log else point.median("rate")
             if height is None:
                 continue
             place = group + (number - (len(points) - 1) / 2) * width
             drawn = panel.bar(place, height, width * 0.92, color=colours[point.route])
-            label = f"{height:,.0f}" if height >= 100 else f"{height:.2f}" if not log else f"{height:.1f}"
+            label = f"{height:,.0f}" if height >= 100 else f"{height:.{2 if related else 1}f}"
             panel.bar_label(drawn, [label], fontsize=7, padding=1)
             for limit in () if log else _limits(scenario.name, point):
                 panel.hlines(limit, place - width / 2, place + width / 2, colors=BAR_COLOUR, linewidth=2)
@@ -138,9 +147,11 @@ def _panel(
         panel.set_yscale("log")
         panel.margins(y=0.15)
     else:
-        panel.axhline(1.0, color="#444444", linewidth=0.8, zorder=0)
+        if related:
+            panel.axhline(1.0, color="#444444", linewidth=0.8, zorder=0)
         panel.margins(y=0.1)
     panel.set_xticks(range(len(clients)), [str(count) for count in clients])
     panel.set_xlabel("clients")
-    panel.set_title(scenario.name, fontsize=10)
+    unit = "" if log or related else f", {scenario.unit}/s"
+    panel.set_title(scenario.name + unit, fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)

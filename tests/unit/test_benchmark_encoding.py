@@ -335,6 +335,23 @@ def test_charts_put_panels_in_rows_and_peers_beside_us(tmp_path: Path) -> None:
     assert charts._limits("encoding-1", a_scenario().points[0]) == [0.92]
 
 
+def test_without_a_reference_throughput_itself_is_drawn(tmp_path: Path) -> None:
+    """Runs beside peers only measure no raw limit; columns of ours and of a peer are there all the same."""
+    from matplotlib import pyplot as plt
+
+    scenario = a_scenario()
+    for each in (each for point in scenario.points for each in point.rounds):
+        each.of_raw = each.of_twin = None
+    picture, _ = charts.draw(
+        results.RunResult("2026-01-01T00:00:00+00:00", {}, {}, [scenario]), tmp_path / "run"
+    )
+    seen = (plt.imread(picture)[:, :, :3] * 255).round().astype("u1").reshape(-1, 3)
+    for colour in (charts._OURS[0], charts._PEERS[0]):
+        wanted = list(bytes.fromhex(colour.removeprefix("#")))
+        # the legend's own patch is smaller
+        assert int((seen == wanted).all(axis=1).sum()) > 5_000
+
+
 def test_the_bars_are_those_that_the_project_demands() -> None:
     known = {(bar.scenario, bar.route, bar.clients, bar.metric): bar for bar in bars.BARS}
     assert known["encoding-1", "grpc", 32, "of_raw"].limit == 0.92
