@@ -100,7 +100,7 @@ class Interceptors:
             code = "OK"
             try:
                 self._admit(request, call, name)
-                response = await method(request, call)
+                response = await method(_readable(request), call)
                 context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -135,7 +135,7 @@ class Interceptors:
             try:
                 self._admit(request, call, name)
                 # Closed at once when the stream is dropped, not whenever the generator is collected.
-                async with contextlib.aclosing(method(request, call)) as responses:
+                async with contextlib.aclosing(method(_readable(request), call)) as responses:
                     async for response in responses:
                         yield response
                 context.set_trailing_metadata(((REQUEST_ID, self._request_id(call)),))
@@ -245,9 +245,7 @@ class Interceptors:
         """Refuse callers without a key, and requests that could not be read."""
         if self._access is not None:
             self._access.check(call.protocol, name, call.headers)
-        if isinstance(request, Undecodable):
-            msg = "the request is not a valid message: a field is malformed or not UTF-8"
-            raise InvalidArgumentError(msg)
+        _check_readable(request)
 
     def _begin(self) -> float:
         self._metrics.active += 1
@@ -289,6 +287,23 @@ class Interceptors:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             metadata.append(("retry-after", "1"))
         await call.context.abort(code, message, tuple(metadata))
+
+
+def _check_readable(request: object) -> None:
+    if isinstance(request, Undecodable):
+        msg = "the request is not a valid message: a field is malformed or not UTF-8"
+        raise InvalidArgumentError(msg)
+
+
+def _readable(request: Any) -> Any:
+    """Return a request as it is, or a caller's stream of them, where one that could not be read raises."""
+    return _each_readable(request) if isinstance(request, AsyncIterator) else request
+
+
+async def _each_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _check_readable(request)
+        yield request
 
 
 def _details(error: HeadraceError) -> bytes:

@@ -230,6 +230,7 @@ class Wire:
     """Clients of both services."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
         self.grpc = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self._rest = kserve_pb2_grpc.KserveServiceStub(channel)
         self.generating = kserve_pb2_grpc.KserveGenerateServiceStub(channel)

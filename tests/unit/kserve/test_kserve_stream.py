@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from headrace.kserve.v2.grpc_service_pb2 import ModelInferRequest
+from headrace.kserve.v2.grpc_service_pb2 import ModelInferRequest, ModelStreamInferResponse
 from headrace.server.services.ordered import answer_in_order
 
 if TYPE_CHECKING:
@@ -194,3 +194,30 @@ async def test_an_error_in_reading_comes_after_the_answers() -> None:
         async for number in answer_in_order(requests(), answer, 2):
             seen.append(number)  # noqa: PERF401
     assert seen == [1]
+
+
+async def test_a_message_that_cannot_be_read_ends_its_call(models: Models, wire: Wire) -> None:
+    """With a reason, and not as an internal error."""
+    models.simple()
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield request("1").SerializeToString()
+        yield b"\x0a\xff"
+
+    open_stream = wire.channel.stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        request_serializer=None,
+        response_deserializer=ModelStreamInferResponse.FromString,
+    )
+    call = open_stream(messages())
+    with pytest.raises(grpc.aio.AioRpcError, match="not a valid message") as failure:
+        [answer async for answer in call]
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    unary = wire.channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer", request_serializer=None, response_deserializer=None
+    )
+    for body in (b"\x0a\xff", bytes(100_000)):
+        with pytest.raises(grpc.aio.AioRpcError, match="not a valid message") as failure:
+            await unary(body)
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
