@@ -65,7 +65,7 @@ def main(
     ] = False,
     minutes: Annotated[float, typer.Option(help="Length of the soak, which runs only if named.")] = 30.0,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit 1 if a bar is missed or a request fails.")
+        bool, typer.Option("--check", help="Exit 1 if a bar is missed or not measured, or a request fails.")
     ] = False,
     show_list: Annotated[bool, typer.Option("--list", help="List the scenarios and stop.")] = False,
 ) -> None:
@@ -184,7 +184,8 @@ def _run(
 def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> None:
     """Judge, write the files and say where they are."""
     every = (*bars.BARS, *generation_bars.BARS, *soak.BARS)
-    verdicts = [verdict for verdict in bars.judge(result.cells(), every) if verdict.met is not None]
+    judged = list(bars.judge(result.cells(), every))
+    verdicts = [verdict for verdict in judged if verdict.met is not None]
     result.bars = report.verdict_data(verdicts)
     if verdicts:
         table.show_verdicts(console, verdicts)
@@ -194,7 +195,12 @@ def _finish(console: Console, result: RunResult, stem: Path, *, check: bool) -> 
     pictures += soak_chart.draw(result.soak, stem)
     stem.with_suffix(".md").write_text(report.markdown(result, verdicts, pictures), encoding="utf-8")
     console.print(f"{stem}.json, .md and charts", highlight=False)
-    if check and (result.failed or not all(verdict.met for verdict in verdicts)):
+    if not check:
+        return
+    missing = [verdict for verdict in judged if verdict.met is None and not verdict.excused]
+    if missing:
+        table.show_verdicts(console, missing)
+    if result.failed or not all(verdict.met or verdict.excused for verdict in judged):
         sys.exit(1)
 
 

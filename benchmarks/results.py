@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.estimates import middle
 from benchmarks.generation.results import GenerationResult
+from benchmarks.scenarios import peers_at
 from benchmarks.soak.results import SoakResult
 
 CPU_GROUPS = ("server", "workers", "envoy", "client", "peer")
@@ -27,6 +28,7 @@ class Measurement:
         errors: the first of their errors.
         of_raw: ``rate`` ÷ raw limit; only where the scenario has one.
         cpu_of_raw: ``cpu_per_item`` ÷ that of the raw loops; steadier than ``of_raw`` on a busy machine.
+        of_packed: ``rate`` ÷ the raw limit with the graph that the server made; of texts, not for one client.
         of_twin: ``rate`` ÷ the bare loop that takes one request at a time; only for a single client.
         of_empty: ``rate`` ÷ the handler that does nothing; only for the tiny model.
         server_cpu_of_empty: the server's own CPU a request ÷ that of the handler that does nothing.
@@ -45,6 +47,7 @@ class Measurement:
     errors: list[str] = field(default_factory=list)
     of_raw: float | None = None
     cpu_of_raw: float | None = None
+    of_packed: float | None = None
     of_twin: float | None = None
     of_empty: float | None = None
     server_cpu_of_empty: float | None = None
@@ -60,6 +63,11 @@ class PointResult:
     clients: int
     rounds: list[Measurement] = field(default_factory=list)
     peer: bool = False
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """The peers that it was measured beside."""
+        return frozenset(name for each in self.rounds for name in each.of)
 
     def median(self, metric: str) -> float | None:
         """Return the median over the rounds of an attribute of a measurement; None where unmeasured.
@@ -151,13 +159,19 @@ class RunResult:
         )
 
     def cells(self) -> dict[tuple[str, str, int], Mapping[str, float | None]]:
-        """Return the medians that bars are about, by (scenario, route, clients)."""
-        metrics = ("of_raw", "of_twin", "server_cpu_of_empty", "of_peers", "p99_of_peers")
-        found: dict[tuple[str, str, int], Mapping[str, float | None]] = {
-            (scenario.name, point.route, point.clients): {name: point.median(name) for name in metrics}
-            for scenario in self.scenarios
-            for point in scenario.points
-        }
+        """Return the medians that bars are about, by (scenario, route, clients).
+
+        Those beside the peers are there only where every peer of the scenario was measured.
+        """
+        found: dict[tuple[str, str, int], Mapping[str, float | None]] = {}
+        for scenario in self.scenarios:
+            for point in scenario.points:
+                metrics = ["of_raw", "of_twin", "server_cpu_of_empty"]
+                if point.compared and point.compared >= peers_at(scenario.name, point.clients):
+                    metrics += ["of_peers", "p99_of_peers"]
+                found[scenario.name, point.route, point.clients] = {
+                    name: point.median(name) for name in metrics
+                }
         for result in self.generation:
             found |= result.cells()
         for soak in self.soak:

@@ -17,7 +17,7 @@ from benchmarks.load import LoadGenerator
 from benchmarks.payloads import BUILDERS, Payload
 from benchmarks.points import ask
 from benchmarks.processes import Server
-from benchmarks.references import RAW, TWIN, Reading, Reference, empties, empty_name, loops
+from benchmarks.references import PACKED, RAW, TWIN, Reading, Reference, empties, empty_name, loops
 from benchmarks.results import Measurement, PointResult, ScenarioResult, relate_to_peers
 from benchmarks.scenarios import Point, Scenario
 from benchmarks.verify import Agreement
@@ -166,7 +166,7 @@ class ScenarioRun:
     ) -> Measurement:
         """Measure a point between two readings of its references."""
         options = self._options
-        names = () if options.beside else reference_names(point)
+        names = () if options.beside else [name for name in reference_names(point) if name in references]
         before = {name: self._latest.get(name) or self._read(references[name]) for name in names}
         payload = self._payloads[point.route.payload]
         self._progress(f"{point.route.name}, {point.clients} clients")
@@ -187,10 +187,10 @@ class ScenarioRun:
 
 
 def reference_names(point: Point) -> tuple[str, ...]:
-    """Return what a point is related to."""
+    """Return what a point is related to, as far as the scenario has it."""
     if point.scenario.reference == "empty":
         return (empty_name(point.clients),)
-    return (RAW, TWIN) if point.clients == 1 else (RAW,)
+    return (RAW, TWIN if point.clients == 1 else PACKED)
 
 
 def relate(
@@ -204,6 +204,8 @@ def relate(
     if RAW in before:
         measured.of_raw = of(RAW)
         measured.cpu_of_raw = ratio(measured.cpu_per_item, before[RAW].cpu, after[RAW].cpu)
+    if PACKED in before:
+        measured.of_packed = of(PACKED)
     if TWIN in before:
         measured.of_twin = of(TWIN)
     empty = empty_name(point.clients)

@@ -119,7 +119,7 @@ SCENARIOS: Final = (
         "MiniLM, seeded mix of 5-250 tokens, one text a request",
         (
             Route("grpc", "embed-grpc"),
-            Route("grpc-infer", "infer-text", (32,)),
+            Route("grpc-infer", "infer-text"),
             Route("rest", "embed-openai"),
             Route("rest-float", "embed-openai-float", (32,)),
             Route("rest-tei", "embed-tei"),
@@ -147,6 +147,12 @@ SCENARIOS: Final = (
         routes=(Route("grpc", "image-grpc", (1, 8, 16, 32)), Route("rest", "image-rest", (1, 8, 16, 32))),
     ),
 )
+
+
+def peers_at(scenario: str, clients: int) -> frozenset[str]:
+    """Return the peers that a scenario compares with at a number of clients."""
+    every = (point for each in SCENARIOS if each.name == scenario for point in points(each))
+    return frozenset(point.route.peer for point in every if point.route.peer and point.clients == clients)
 
 
 def points(scenario: Scenario) -> list[Point]:

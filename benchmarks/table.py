@@ -68,6 +68,7 @@ def relations_of(scenario: ScenarioResult) -> list[tuple[str, str]]:
     """Return (head, metric) of the ratios that a scenario has."""
     known = (
         ("÷ raw", "of_raw"),
+        ("÷ packed", "of_packed"),
         ("CPU ÷ raw", "cpu_of_raw"),
         ("÷ one by one", "of_twin"),
         ("÷ empty", "of_empty"),

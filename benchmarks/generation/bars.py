@@ -12,6 +12,7 @@ _MANY: Final = (8, 16, 32)
 _ALL: Final = (1, *_MANY)
 _PEERS: Final = ("vllm", "transformers-generate", "transformers-continuous", "llama-f16")
 _BATCH: Final = "generation-batch"
+_SMALL: Final = ("int8", "int4")
 _OF_GENERATE: Final = ((1, 2.5), (8, 2.7), (16, 1.8), (32, 1.7))
 """What ONNX Runtime gains over transformers' static generate, by streams."""
 
@@ -27,15 +28,12 @@ BARS: Final = (
     *(Bar("generation-routes", path, 32, f"of {UNARY}", 0.95) for path in EVERY_PATH if path != UNARY),
     Bar("generation-mixed", GRPC, 16, "of bare-onnx", 0.85),
     Bar("generation-mixed", GRPC, 16, "itl_spread", 2.0),
-    Bar("generation-int8", GRPC, 1, "of llama-q4_1", 1.0),
-    Bar("generation-int4", GRPC, 1, "of llama-q4_1", 1.0),
+    *(Bar(f"generation-{bits}", GRPC, 1, "of llama-q4_1", 1.0, group="small weights") for bits in _SMALL),
     *(Bar("generation-torch", GRPC, streams, "of transformers-generate", 1.0) for streams in _ALL),
     *(Bar("generation-overload", path, 200, "free_of_all", 1.0) for path in OURS),
     *(Bar("generation-overload", path, 200, "next_of_before", 2.0) for path in OURS),
     *(Bar("generation-overload", path, 200, "memory_growth", 1.05) for path in OURS),
 )
-"""int8 and int4: it is enough that one of them is met."""
-
 _NAMES: Final = {
     "server_cores": "server CPU, cores at 100 tokens/s",
     "prefix_speedup": "TTFT, new prefix ÷ known prefix",

@@ -62,6 +62,7 @@ SCENARIOS: Final = (
         (
             GRPC,
             SSE,
+            UNARY,
             "onnxruntime-genai",
             "bare-onnx",
             "llama-f16",

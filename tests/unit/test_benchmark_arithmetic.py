@@ -201,6 +201,18 @@ def test_bars_are_judged_by_the_median_of_the_rounds() -> None:
     assert bars.Verdict(bars.Bar("tiny", "grpc", 8, "server_cpu_of_empty", 1.5), 1.5).met
 
 
+def test_of_a_group_of_bars_one_is_enough() -> None:
+    either = [bars.Bar(name, "grpc", 1, "of peer", 1.0, group="either") for name in ("int8", "int4")]
+    other = bars.Bar("int8", "grpc", 8, "of peer", 1.0)
+
+    def judged(cells: Any) -> list[tuple[bool | None, bool]]:
+        return [(each.met, each.excused) for each in bars.judge(cells, [*either, other])]
+
+    met = {("int8", "grpc", 1): {"of peer": 1.1}, ("int8", "grpc", 8): {"of peer": 0.9}}
+    assert judged(met) == [(True, True), (None, True), (False, False)]
+    assert judged({("int4", "grpc", 1): {"of peer": 0.9}}) == [(None, False), (False, False)]
+
+
 def test_every_bar_names_a_point_that_is_measured() -> None:
     known = {
         (scenario.name, point.route.name, point.clients)
@@ -219,6 +231,14 @@ def test_points_are_related_to_their_neighbours() -> None:
     runner.relate(alone, measured, readings, readings)
     assert (measured.of_raw, measured.of_twin, measured.cpu_of_raw) == (0.5, 0.8, 2.0)
     assert measured.of_empty is None
+    many = scenarios.Point(by_name["encoding-1"], by_name["encoding-1"].routes[0], 32)
+    measured = measurement()
+    readings = {
+        name: runner.Reading(rate, 0.3)
+        for name, rate in zip(runner.reference_names(many), (200.0, 125.0), strict=True)
+    }
+    runner.relate(many, measured, readings, readings)
+    assert (measured.of_raw, measured.of_packed, measured.of_twin) == (0.5, 0.8, None)
     tiny = scenarios.Point(by_name["tiny"], by_name["tiny"].routes[0], 8)
     measured = measurement()
     (name,) = runner.reference_names(tiny)
@@ -237,7 +257,7 @@ def test_json_has_every_round_and_no_word_that_json_lacks(tmp_path: Path) -> Non
     assert [each["of_raw"] for each in points[1]["rounds"]] == [0.80, 0.95, 0.93]
     assert points[0]["rounds"][0]["rate"] is None
     assert {"scenario": "encoding-1", "route": "grpc", "clients": 32, "metric": "of_raw", "limit": 0.92,
-            "measured": 0.93, "met": True} in document["bars"]  # fmt: skip
+            "group": "", "measured": 0.93, "met": True} in document["bars"]  # fmt: skip
 
 
 def test_markdown_shows_medians_bars_and_disturbance(tmp_path: Path) -> None:

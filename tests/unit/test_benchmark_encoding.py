@@ -303,6 +303,21 @@ def test_we_are_related_to_each_peer_in_each_round_and_the_worst_median_counts()
     assert fast.median("of_peers") is None
 
 
+def test_bars_beside_the_peers_want_every_peer() -> None:
+    scenario = a_scenario()
+    run = results.RunResult("2026-01-01T00:00:00+00:00", {}, {}, [scenario])
+    assert "of_peers" not in run.cells()["encoding-1", "grpc", 32]
+    fast = scenario.points[2]
+    every = scenarios.peers_at("encoding-1", 32)
+    assert every == {"triton", "mlserver", "kserve", "infinity"}
+    assert scenarios.peers_at("encoding-1", 1) == every | {"triton-deep", "kserve-deep"}
+    scenario.points += [
+        results.PointResult(name, 32, fast.rounds, peer=True) for name in ("mlserver", "kserve")
+    ]
+    results.relate_to_peers(scenario.points)
+    assert run.cells()["encoding-1", "grpc", 32]["of_peers"] == pytest.approx(1.0)
+
+
 def test_a_peer_that_answered_nothing_is_no_measure() -> None:
     points = a_scenario().points
     for each in (points[2].rounds[0], points[3].rounds[0], points[3].rounds[1]):
