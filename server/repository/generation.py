@@ -144,7 +144,7 @@ def load_generation(
             kv_tokens=kv_tokens,
             block_tokens=block_tokens,
             step_tokens=parameters.step_tokens or (CUDA_STEP_TOKENS if cuda else 128),
-            prefill_tokens=parameters.prefill_tokens or (CUDA_PREFILL_TOKENS if cuda else 512),
+            prefill_tokens=parameters.prefill_tokens or (CUDA_PREFILL_TOKENS if cuda else 1024),
             prefix_cache=parameters.prefix_cache is not False,
             draft_tokens=parameters.draft_tokens or 0,
             eos_ids=ends,
