@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from hashlib import sha256
 from typing import Final
 
@@ -37,9 +38,15 @@ class Access:
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._digests = tuple(sha256(key.encode()).digest() for key in keys)
+        # an RPC is a task with a context of its own: whatever serves it finds the caller without being told
+        self._tenant: ContextVar[str] = ContextVar("tenant", default="")
+
+    def tenant(self) -> str:
+        """Return what tells the caller of the present RPC from others; "" where no two keys are known."""
+        return self._tenant.get()
 
     def check(self, family: str, name: str, headers: Mapping[str, str]) -> None:
-        """Let a call pass, or refuse it.
+        """Let a call pass and note whose it is, or refuse it.
 
         Raises:
             UnauthenticatedError: the call needs a key and has none, or a wrong one.
@@ -54,3 +61,5 @@ class Access:
             raise UnauthenticatedError(
                 "no valid API key: send one of the server's keys as `Authorization: Bearer KEY`"
             )
+        if len(self._digests) > 1:
+            self._tenant.set(given.hex())

@@ -223,4 +223,7 @@ def _expected_beams(prompt: Sequence[int], sampling: Sampling, spec: GenerationS
         stop = None if eos or tokens[-1] not in sampling.stop_token_ids else tokens[-1]
         finish = "stop" if eos or stop is not None else "length"
         result.finishes[sample] = (finish, stop, eos)
+    for sample in range(len(result.samples), sampling.n):  # masks left no more
+        result.samples[sample], result.logprobs[sample] = [], []
+        result.finishes[sample] = ("length", None, False)
     return result

@@ -39,7 +39,7 @@ class GenerationSpec:
     kv_tokens: int
     block_tokens: int = 16
     step_tokens: int = 128
-    prefill_tokens: int = 512
+    prefill_tokens: int = 1024
     prefix_cache: bool = True
     draft_tokens: int = 0
     eos_ids: tuple[int, ...] = ()

@@ -27,6 +27,10 @@ MAX_REPETITIONS: Final = 10_000
 _REPEAT: Final = re.compile(r"\{(\d+)(?:,(\d*))?\}|([*+?])")
 _SPACE: Final = r"[\x20\x0A\x0D\x09]{1,16}"
 """Whitespace between the tokens of JSON that need not be compact: enough to indent, not to run away."""
+_NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+"""Keywords of a JSON schema that hold schemas by names of the caller's."""
+_DATA: Final = frozenset({"const", "enum", "default", "examples"})
+"""Keywords of a JSON schema whose values are no schemas."""
 
 
 def build(grammar: Grammar) -> str:
@@ -39,7 +43,7 @@ def build(grammar: Grammar) -> str:
     _check_size(grammar.text)
     match grammar.kind:
         case "json_object":
-            return _json_schema({"type": "object"}, compact=grammar.compact)
+            return _json_schema({"type": "object"}, grammar)
         case "json_schema":
             schema = _parse_json(grammar.text, "JSON schema")
             if schema is True:
@@ -47,7 +51,9 @@ def build(grammar: Grammar) -> str:
             if not isinstance(schema, dict):
                 raise InvalidInputError("the JSON schema is neither an object nor true; send one of these")
             _check_schema(schema)
-            return _json_schema(schema, compact=grammar.compact)
+            if grammar.closed:
+                _close(schema)
+            return _json_schema(schema, grammar)
         case "regex":
             check_regex(grammar.text, "regular expression")
             return _regex(grammar.text)
@@ -162,22 +168,54 @@ def _check_keywords(schema: dict[str, Any]) -> None:
             check_regex(pattern, "JSON schema's pattern")
 
 
-def _json_schema(schema: dict[str, Any], *, compact: bool) -> str:
+def _close(schema: Any) -> None:
+    """Allow no properties but those that are listed, in a schema and those within it."""
+    if isinstance(schema, list):
+        for entry in schema:
+            _close(entry)
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            if key in _NAMED and isinstance(value, dict):
+                _close([*value.values()])
+            elif key not in _DATA:
+                _close(value)
+        if "properties" in schema or "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+
+
+def _json_schema(schema: dict[str, Any], grammar: Grammar) -> str:
     from llguidance import LLMatcher
 
     # options of llguidance are not for a schema to set
     schema = {key: value for key, value in schema.items() if key != "x-guidance"}
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema, ensure_ascii=False),
-        overrides={"whitespace_flexible": False} if compact else {"whitespace_pattern": _SPACE},
+        overrides={"whitespace_flexible": False}
+        if grammar.compact
+        else {"whitespace_pattern": _whitespace(grammar.whitespace)},
     )
 
 
-def _regex(pattern: str) -> str:
-    from llguidance import LLMatcher, regex_to_lark
+def _whitespace(pattern: str) -> str:
+    """Return the expression of what stands between the tokens of JSON."""
+    if not pattern:
+        return _SPACE
+    _check_size(pattern)
+    check_regex(pattern, "whitespace pattern")
+    return _ascii(pattern).replace(r"\f\v", "")  # \s has them, JSON does not
+
+
+def _ascii(pattern: str) -> str:
+    from llguidance import regex_to_lark
 
     # \d, \w and \s are ASCII, as in JSON schema: nobody asks for Bengali digits by \d
-    return LLMatcher.grammar_from_regex(regex_to_lark(pattern, use_ascii="dws"))
+    return regex_to_lark(pattern, use_ascii="dws")
+
+
+def _regex(pattern: str) -> str:
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_regex(_ascii(pattern))
 
 
 def _choice(choices: Any) -> str:

@@ -112,7 +112,7 @@ class Loop:
 
     def _add(self, message: Add) -> list[Event]:
         if message.sampling.grammar is None:
-            return self._engine.add(message)
+            return self._begin(message)
         if self._compilation is None:
             text = "this model has no tokenizer.json, without which its output cannot follow a grammar"
             return [Rejected(message.request, "invalid", text)]
@@ -120,6 +120,12 @@ class Loop:
             return [Rejected(message.request, "invalid", refusal)]
         self._compilation.submit(message)
         return []
+
+    def _begin(self, message: Add, grammar: CompiledGrammar | None = None) -> list[Event]:
+        refusal = self._engine.add(message, grammar)
+        if refusal or not message.sampling.checked_by_engine:
+            return refusal
+        return [Accepted(message.request)]
 
     def _take_compiled(self) -> list[Event]:
         if self._compilation is None:
@@ -129,8 +135,7 @@ class Loop:
             if isinstance(grammar, Rejected):
                 events.append(grammar)
                 continue
-            events.append(Accepted(message.request))
-            events += self._engine.add(message, grammar)
+            events += self._begin(message, grammar)
         return events
 
     def _emit(self, events: list[Event]) -> None:

@@ -43,7 +43,7 @@ class Logprob(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Accepted(msgspec.Struct, array_like=True, frozen=True, tag="accepted"):
-    """The request's grammar is compiled; only sent for requests that have one."""
+    """The request can run, its grammar is compiled; only sent where ``Sampling.checked_by_engine``."""
 
     request: int
 

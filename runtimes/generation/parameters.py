@@ -24,11 +24,17 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
             one of them), ``grammar`` (EBNF as GBNF or Lark write it).
         text: the schema, expression, list or grammar.
         compact: whether JSON has no whitespace between its tokens.
+        whitespace: expression of what may stand between the tokens of JSON that is not compact; "" for 1 to
+            16 characters of JSON's whitespace.
+        closed: whether objects of a ``json_schema`` whose properties are listed have no others, unless it
+            says so by ``additionalProperties``.
     """
 
     kind: GrammarKind
     text: str = ""
     compact: bool = False
+    whitespace: str = ""
+    closed: bool = False
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
@@ -100,3 +106,8 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     cache_salt: str = ""
     adapter: str = ""
     prefix_cache: bool = True
+
+    @property
+    def checked_by_engine(self) -> bool:
+        """Whether only the engine can tell that it can follow this: it accepts or refuses it at once."""
+        return self.beam or self.grammar is not None

@@ -238,7 +238,7 @@ class Postprocessor:
     def _search(self, request: Request, rows: dict[Sequence, int], logits: Logits) -> None:
         """Take a step of a beam search, unless it was pushed out in this very step."""
         first = request.sequences[0]
-        if request.search is None and first in rows:
+        if request.search is None and first in rows and first.slot != NO_SLOT:
             first.state = self._state(request)
             ends = search_ends(request.sampling, tuple(self._eos_ids))
             request.search = BeamSearch(request, self._decoder, self._sampler, self._scheduler, ends)

@@ -157,15 +157,16 @@ class Scheduler:
         """Whether one that waits comes before ``sequence``."""
         return bool(self.waiting) and self.waiting[0].order < sequence.order
 
-    def fork(self, parent: Sequence, child: Sequence, slot: int | None = None) -> bool:
+    def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Give ``child`` a slot and blocks for what the KV cache holds of ``parent``; full ones are shared.
 
-        ``slot`` is one that the caller holds; without it a free one is taken. False, with nothing changed,
-        when slots or blocks are short.
+        The slot is one that their request has to spare, else a free one. False, with nothing changed, when
+        slots or blocks are short.
         """
+        slots = child.request.spare or self._slots
         full = parent.computed // self._size
         own = -(-parent.computed // self._size) - full
-        if self.blocks.free < own or (slot is None and not self._slots):
+        if self.blocks.free < own or not slots:
             return False
         shared = parent.blocks[:full]
         self.blocks.hold(shared)
@@ -173,19 +174,18 @@ class Scheduler:
         child.keys = parent.keys[:full]
         child.registered = min(parent.registered, full)
         child.computed = parent.computed
-        child.slot = heappop(self._slots) if slot is None else slot
+        child.slot = heappop(slots)
         child.fresh = False
         insort(self.running, child, key=_order)
         return True
 
-    def park(self, sequence: Sequence, keeper: Sequence) -> None:
-        """End one beam of a search; ``keeper``, another one, keeps its slots for beams to come."""
+    def park(self, sequence: Sequence) -> None:
+        """End one beam of a search, which keeps the slot for beams to come."""
         _take(self.running, sequence)
         self._give_back(sequence)
         self._release(sequence.slot)
-        keeper.spare += (sequence.slot, *sequence.spare)
+        heappush(sequence.request.spare, sequence.slot)
         sequence.slot = NO_SLOT
-        sequence.spare = []
 
     def make_room(self, sequence: Sequence, count: int) -> bool:
         """Have ``count`` blocks free, by preempting what is behind ``sequence``; False if that fails."""
@@ -291,7 +291,7 @@ class Scheduler:
         sequence.registered = len(found)
         sequence.computed = sequence.cached = len(found) * self._size
         sequence.slot = heappop(self._slots)
-        sequence.spare = [heappop(self._slots) for _ in range(request.slots - 1)]
+        request.spare = [heappop(self._slots) for _ in range(request.slots - 1)]
         insort(self.running, sequence, key=_order)
         self.prefixes.promise(sequence)
         return sequence
@@ -328,11 +328,12 @@ class Scheduler:
     def _vacate(self, sequence: Sequence) -> None:
         self.prefixes.withdraw(sequence)
         self._give_back(sequence)
-        for slot in (sequence.slot, *sequence.spare):
+        # of a search all beams go, so what it has to spare goes with the first of them
+        for slot in (sequence.slot, *sequence.request.spare):
             self._release(slot)
             heappush(self._slots, slot)
         sequence.slot = NO_SLOT
-        sequence.spare = []
+        sequence.request.spare = []
         sequence.draft = []
 
 

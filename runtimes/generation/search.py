@@ -84,10 +84,9 @@ class BeamSearch:
     def _move(self, moves: Rows[tuple[int, int]]) -> None:
         """Go on with ``(parent, token)`` of each beam: one child takes its parent's place, others a copy."""
         parents = {row for row, _ in moves}
-        keeper = self.sequences[moves[0][0]]
         for row, sequence in enumerate(self.sequences):
             if row not in parents:
-                self._scheduler.park(sequence, keeper)
+                self._scheduler.park(sequence)
                 self._request.sequences.remove(sequence)
         beams = []
         placed = set()
@@ -96,7 +95,7 @@ class BeamSearch:
             if row not in placed:
                 placed.add(row)
                 beams.append(parent)
-            elif (child := self._copy(parent, keeper)) is not None:
+            elif (child := self._copy(parent)) is not None:
                 beams.append(child)
             else:
                 self._scheduler.preempt(parent)
@@ -107,7 +106,7 @@ class BeamSearch:
                 self._sampler.append(beam.state, token)
         self.sequences = beams
 
-    def _copy(self, parent: Sequence, keeper: Sequence) -> Sequence | None:
+    def _copy(self, parent: Sequence) -> Sequence | None:
         """Return a copy of ``parent`` in a slot of its own; None where blocks are short."""
         request = self._request
         # the block that is not full yet is the only one of its own
@@ -117,9 +116,8 @@ class BeamSearch:
         sample = min(set(range(request.slots)) - taken)
         child = Sequence(request, sample, parent.tokens)
         child.state = self._sampler.fork(parent.state, sample)
-        if not self._scheduler.fork(parent, child, keeper.spare[-1]):
+        if not self._scheduler.fork(parent, child):
             return None
-        keeper.spare.pop()
         request.sequences.append(child)
         self._decoder.copy(parent.slot, child.slot, parent.blocks, child.blocks, parent.computed)
         return child

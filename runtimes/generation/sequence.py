@@ -40,6 +40,7 @@ class Request:
         caching: whether it uses cached prefixes and leaves its own behind.
         root: key before its first block.
         slots: slots that its first sequence takes: more than one for a beam search.
+        spare: those of them that no beam has at present.
         started: whether it has been scheduled before.
         scored: logprobs of the prompt's tokens so far; None where they are not wanted or told already.
         ended: samples that ended, kept for the choice of the best where fewer are returned than made.
@@ -67,6 +68,7 @@ class Request:
         self.caching = caching and sampling.prefix_cache
         self.root = root_key(sampling.cache_salt, sampling.adapter) if self.caching else b""
         self.slots = sampling.best_of if sampling.beam else 1
+        self.spare: list[int] = []
         self.started = False
         self.scored: list[Logprob | None] | None = None if sampling.prompt_logprobs is None else [None]
         self.ended: list[tuple[Sequence, Ending]] = []
@@ -104,7 +106,6 @@ class Sequence:
         registered: blocks, from the first, that later sequences can find.
         promised: blocks that others may wait for, as this sequence is about to compute them.
         slot: of the decoder, or ``NO_SLOT`` while it waits.
-        spare: further slots, held for the beams of a search.
         fresh: whether no chunk of it ran since it got its slot.
         state: the sampler's; None until the first token is sampled.
         logprobs: of the output, where they are kept.
@@ -129,7 +130,6 @@ class Sequence:
         "request",
         "sample",
         "slot",
-        "spare",
         "state",
         "tokens",
     )
@@ -144,7 +144,6 @@ class Sequence:
         self.registered = 0
         self.promised = 0
         self.slot = NO_SLOT
-        self.spare: list[int] = []
         self.fresh = True
         self.state: SamplerState | None = None
         self.logprobs: list[Logprob] = []

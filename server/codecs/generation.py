@@ -140,8 +140,15 @@ def structure(given: generation_pb2.StructuredOutput) -> Grammar | None:
     return Grammar("json_schema", _filled(kind, text), compact=given.compact)
 
 
-def chat(given: generation_pb2.Conversation, settings: GenerationSettings) -> tuple[Chat, ToolPlan]:
+def chat(
+    given: generation_pb2.Conversation, settings: GenerationSettings, *, constrained: bool = False
+) -> tuple[Chat, ToolPlan]:
     """Read a conversation, and how its tools take part.
+
+    Args:
+        given: the conversation.
+        settings: the model's.
+        constrained: the request itself says what the answer must match.
 
     Raises:
         InvalidArgumentError: a tool is wrong, or the chosen one or the template does not exist.
@@ -169,7 +176,7 @@ def chat(given: generation_pb2.Conversation, settings: GenerationSettings) -> tu
         documents=[MessageToDict(document) for document in given.documents] or None,
         template_kwargs=MessageToDict(given.template_variables),
     )
-    return conversation, plan_tools(tools, choice, settings.tool_parser)
+    return conversation, plan_tools(tools, choice, settings.tool_parser, constrained=constrained)
 
 
 def _message(given: generation_pb2.ChatMessage) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import orjson
 
-from headrace.server.errors import InvalidJsonError
+from headrace.server.errors import InvalidArgumentError, InvalidJsonError
 
 Body = TypeVar("Body")
 
@@ -69,6 +69,27 @@ def _explained(text: str) -> InvalidJsonError:
     return InvalidJsonError(f"the body: {problem}")
 
 
+def given(value: Any) -> frozenset[str]:
+    """Return the names of an object's members that have a value: null is no value. Other values have none."""
+    if not isinstance(value, dict):
+        return frozenset()
+    return frozenset(name for name, member in value.items() if member is not None)
+
+
 def encode(value: Any) -> bytes:
     """Encode as JSON; float32 arrays and scalars keep their shortest form, NaN and infinities become null."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_given(value: Any, field: str) -> bytes:
+    """Encode what a request has in ``field``, as :func:`encode` does.
+
+    Raises:
+        InvalidArgumentError: it has more levels than can be written.
+    """
+    try:
+        return encode(value)
+    except orjson.JSONEncodeError:
+        raise InvalidArgumentError(
+            f"`{field}` is nested too deeply to be written as JSON; flatten it", field=field
+        ) from None

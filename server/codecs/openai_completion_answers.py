@@ -40,9 +40,7 @@ def completion_json(
     choices: list[dict[str, Any]] = []
     for generation, echo in zip(generations, echoes, strict=True):
         for sample in generation.samples:
-            choice = _choice(len(choices), body, sampling, generation, sample)
-            choice["text"] = echo + sample.text
-            choices.append(choice)
+            choices.append(_choice(len(choices), body, sampling, generation, sample, echo))
     prompt = sum(len(generation.prompt_ids) for generation in generations)
     completion = sum(len(sample.token_ids) for generation in generations for sample in generation.samples)
     cached = sum(generation.cached_tokens for generation in generations)
@@ -59,16 +57,21 @@ def completion_json(
 
 
 def _choice(
-    index: int, body: CompletionBody, sampling: SamplingBody, generation: Generation, sample: Sample
+    index: int,
+    body: CompletionBody,
+    sampling: SamplingBody,
+    generation: Generation,
+    sample: Sample,
+    echo: str,
 ) -> dict[str, Any]:
     logprobs = None
     if body.logprobs is not None:
-        details = [*generation.prompt_details, *sample.details] if body.echo else sample.details
-        logprobs = collector(body, sampling).add(details)
+        repeated = generation.prompt_details if body.echo else ()
+        logprobs = collector(body, sampling, echo).add(sample.details, repeated)
     wants_prompt = sampling.prompt_logprobs is not None
     return {
         "index": index,
-        "text": sample.text,
+        "text": echo + sample.text,
         "logprobs": logprobs,
         "finish_reason": sample.finish,
         "stop_reason": sample.stop,
@@ -78,11 +81,12 @@ def _choice(
     }
 
 
-def collector(body: CompletionBody, sampling: SamplingBody) -> CompletionLogprobs:
-    """Return a new collector of one choice's logprobs."""
+def collector(body: CompletionBody, sampling: SamplingBody, echo: str) -> CompletionLogprobs:
+    """Return a new collector of the logprobs of one choice, which begins with ``echo``."""
     return CompletionLogprobs(
         as_ids=bool(body.return_tokens_as_token_ids),
         skip_special=sampling.skip_special_tokens is not False,
+        echo=echo,
     )
 
 
@@ -116,7 +120,7 @@ class CompletionChunks:
         self._echoes: dict[int, str] = {}
         if body.echo:
             self._echoes = {index: echoes[index // self._n] for index in range(choices)}
-        self._logprobs = [collector(body, sampling) for _ in range(choices)]
+        self._logprobs = [collector(body, sampling, echoes[index // self._n]) for index in range(choices)]
         self._plain = body.logprobs is None and not body.return_token_ids
         self._prompt_ids_due = set(range(choices)) if body.return_token_ids else set()
         self._completion_tokens = 0
@@ -133,8 +137,8 @@ class CompletionChunks:
         echo = self._echoes.pop(index, None)
         logprobs = None
         if body.logprobs is not None:
-            details = delta.details if echo is None else (*stream.prompt_details, *delta.details)
-            logprobs = self._logprobs[index].add(details)
+            repeated = () if echo is None else stream.prompt_details
+            logprobs = self._logprobs[index].add(delta.details, repeated)
         choice: dict[str, Any] = {
             "index": index,
             "text": (echo or "") + delta.text,

@@ -56,36 +56,49 @@ class CompletionLogprobs:
     Args:
         as_ids: write ``token_id:123`` in place of texts.
         skip_special: special tokens have no text, so they do not move the offset.
+        echo: the prompt's text that the choice begins with.
     """
 
-    def __init__(self, *, as_ids: bool = False, skip_special: bool = True) -> None:
+    def __init__(self, *, as_ids: bool = False, skip_special: bool = True, echo: str = "") -> None:
         self._as_ids = as_ids
+        self._echo = echo
         self._skip_special = skip_special
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def add(self, details: Sequence[TokenDetail]) -> dict[str, Any]:
-        """Return the object of the next tokens.
+    def add(self, details: Sequence[TokenDetail], prompt: Sequence[TokenDetail] = ()) -> dict[str, Any]:
+        """Return the object of the next tokens, and before them of the prompt's where it is repeated.
 
         ``text_offset`` counts characters of the choice's whole text; the tokens of one character share the
         offset at which it starts. ``top_logprobs`` has the sampled token too, so one entry more than was
         asked for when it is not among the best.
         """
-        offsets: list[int] = []
-        top: list[dict[str, float] | None] = []
+        offsets = self._echoed(prompt)
         for detail in details:
             offsets.append(self._offset)
             if not (detail.special and self._skip_special):
                 self._offset += len(self._decoder.decode(detail.raw))
-            top.append(self._top(detail))
+        details = (*prompt, *details)
         return {
             "text_offset": offsets,
             "token_logprobs": [
                 None if detail.logprob is None else _finite(detail.logprob) for detail in details
             ],
             "tokens": [_name(detail, self._as_ids) for detail in details],
-            "top_logprobs": top,
+            "top_logprobs": [self._top(detail) for detail in details],
         }
+
+    def _echoed(self, prompt: Sequence[TokenDetail]) -> list[int]:
+        """Return the offsets of the prompt's tokens; special ones count where its text has them."""
+        offsets: list[int] = []
+        for detail in prompt:
+            offsets.append(self._offset)
+            if not detail.special or self._echo.startswith(detail.text, self._offset):
+                self._offset += len(self._decoder.decode(detail.raw))
+        if prompt:  # the generated text is decoded for itself
+            self._offset = len(self._echo)
+            self._decoder.reset()
+        return offsets
 
     def _top(self, detail: TokenDetail) -> dict[str, float] | None:
         if detail.logprob is None:

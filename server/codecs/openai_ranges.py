@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from headrace.runtimes.generation.parameters import MAX_TOP_LOGPROBS
+from headrace.server.codecs.integers import INT64, below_int64
 from headrace.server.errors import InvalidArgumentError
 
 MAX_CACHE_SALT: Final = 128
-_INT64: Final = 2**63
 
 
 def out_of_range(field: str, rule: str, value: float) -> InvalidArgumentError:
@@ -28,11 +28,11 @@ def int64(field: str, value: float | None) -> int | None:
     """
     if value is None:
         return None
-    if value >= _INT64:
-        raise out_of_range(field, f"should be at most {_INT64 - 1} (less_than_equal)", value)
-    if value < -_INT64 or (value == -_INT64 and isinstance(value, float)):  # a float has lost its last digits
-        raise out_of_range(field, f"should be at least {-_INT64} (greater_than_equal)", value)
-    if value != int(value):
+    if value >= INT64:
+        raise out_of_range(field, f"should be at most {INT64 - 1} (less_than_equal)", value)
+    if below_int64(value):
+        raise out_of_range(field, f"should be at least {-INT64} (greater_than_equal)", value)
+    if value % 1:  # true of NaN too
         raise out_of_range(field, "should be a whole number", value)
     return int(value)
 
@@ -64,7 +64,7 @@ def top_logprobs(field: str, count: int | None, kind: str, vocabulary_size: int)
 
 
 def logit_bias(biases: Mapping[str, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
-    """Return (token id, bias) pairs; a bias beyond ±100 is cut to it. A list says nothing.
+    """Return (token id, bias) pairs; a bias beyond ±100 is cut to it, NaN stays. A list says nothing.
 
     Raises:
         InvalidArgumentError: a key is no token id.
@@ -72,7 +72,8 @@ def logit_bias(biases: Mapping[str, float] | list[float] | None) -> tuple[tuple[
     if not biases or isinstance(biases, list):
         return ()
     try:
-        pairs = {int(key): max(-100.0, min(100.0, bias)) for key, bias in biases.items()}
+        # in this order NaN comes through, for the task to refuse
+        pairs = {int(key): min(max(bias, -100.0), 100.0) for key, bias in biases.items()}
     except ValueError:
         raise InvalidArgumentError(
             "logit_bias contains key(s) that cannot be converted to token ids (integers)", field="logit_bias"

@@ -31,7 +31,15 @@ def json_object(content_type: str, data: bytes) -> dict[str, Any]:
     kind = content_type.partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise InvalidArgumentError("Unsupported Media Type: Only 'application/json' is allowed")
-    value = parse(data)
+    return as_object(parse(data))
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Return the parsed body.
+
+    Raises:
+        InvalidJsonError: it is not a JSON object.
+    """
     if not isinstance(value, dict):
         raise InvalidJsonError(f"the body is JSON but not an object: it is {_kind(value)}")
     return value

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
+
+from headrace.server.codecs.json_body import encode_given
 
 if TYPE_CHECKING:
     from headrace.runtimes.generation.parameters import Sampling
     from headrace.server.codecs.openai_identity import Identity
     from headrace.server.codecs.openai_responses import ResponsesBody
+
+REPEATED: Final = ("metadata", "reasoning", "text", "tool_choice", "tools")
+"""Members of a response that a request may nest as it likes."""
 
 
 def new_response(identity: Identity, body: ResponsesBody, sampling: Sampling) -> dict[str, Any]:
@@ -18,6 +23,9 @@ def new_response(identity: Identity, body: ResponsesBody, sampling: Sampling) ->
         identity: of the answer.
         body: the request.
         sampling: what the engine was asked for, the model's defaults included.
+
+    Raises:
+        InvalidArgumentError: a field that the response repeats has more levels than can be written.
     """
     form = {"type": "text"}
     if body.text is not None and body.text.format is not None:
@@ -25,7 +33,7 @@ def new_response(identity: Identity, body: ResponsesBody, sampling: Sampling) ->
         form = {"type": given.type}
         if given.type == "json_schema":
             form |= {"name": given.name or "", "schema": given.schema, "strict": True}  # type: ignore[dict-item]
-    return {
+    response = {
         "id": identity.id,
         "object": "response",
         "created_at": identity.created,
@@ -55,6 +63,9 @@ def new_response(identity: Identity, body: ResponsesBody, sampling: Sampling) ->
         "user": body.user,
         "metadata": body.metadata or {},
     }
+    for field in REPEATED:
+        encode_given({"response": {field: response[field]}}, field)  # as deep as an event has it
+    return response
 
 
 def usage(input_tokens: int, output_tokens: int, cached_tokens: int) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def tools(body: ResponsesBody) -> ToolsBody:
             )
         inner = {key: tool[key] for key in ("name", "description", "parameters", "strict") if key in tool}
         nested.append({"type": "function", "function": inner})
-    choice = body.tool_choice if nested or body.tool_choice not in {"auto", "none"} else None
+    choice = body.tool_choice if nested or body.tool_choice not in ("auto", "none") else None
     return ToolsBody(nested or None, choice, body.parallel_tool_calls)
 
 

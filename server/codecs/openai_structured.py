@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import orjson
 
 from headrace.runtimes.generation.parameters import Grammar
-from headrace.server.codecs.json_body import encode
+from headrace.server.codecs.json_body import encode, encode_given
 from headrace.server.errors import InvalidArgumentError, UnsupportedError
 
 
@@ -46,6 +45,8 @@ class StructuredOutputs(msgspec.Struct):
     json_object: bool | None = None
     structural_tag: str | None = None
     disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
 
 
 class StructureBody(msgspec.Struct):
@@ -130,10 +131,16 @@ def _named_schema(value: dict[str, Any] | str) -> dict[str, Any] | str:
 
 
 def _from_outputs(outputs: StructuredOutputs) -> Grammar:
-    compact = bool(outputs.disable_any_whitespace)
+    anything = Grammar(
+        "json_object",
+        compact=bool(outputs.disable_any_whitespace) or outputs.whitespace_pattern == "",
+        whitespace=outputs.whitespace_pattern or "",
+        closed=bool(outputs.disable_additional_properties),
+    )
     found: dict[str, Grammar] = {}
     if outputs.json is not None:
-        found["json"] = json_schema(outputs.json, compact=compact)
+        schema = json_schema(outputs.json)
+        found["json"] = msgspec.structs.replace(anything, kind=schema.kind, text=schema.text)
     if outputs.regex is not None:
         found["regex"] = Grammar("regex", outputs.regex)
     if outputs.choice is not None:
@@ -141,7 +148,7 @@ def _from_outputs(outputs: StructuredOutputs) -> Grammar:
     if outputs.grammar is not None:
         found["grammar"] = Grammar("grammar", outputs.grammar)
     if outputs.json_object:
-        found["json_object"] = Grammar("json_object", compact=compact)
+        found["json_object"] = anything
     if outputs.structural_tag is not None:
         raise UnsupportedError("structural_tag is not supported", field="structured_outputs")
     if len(found) > 1:
@@ -158,14 +165,11 @@ def _from_outputs(outputs: StructuredOutputs) -> Grammar:
     return next(iter(found.values()))
 
 
-def json_schema(schema: str | dict[str, Any] | bool, *, compact: bool = False) -> Grammar:
+def json_schema(schema: str | dict[str, Any] | bool) -> Grammar:
     """Return the grammar of a JSON schema, given as an object or as its text.
 
     Raises:
         InvalidArgumentError: it has more levels than can be written.
     """
-    try:
-        text = schema if isinstance(schema, str) else encode(schema).decode()
-    except orjson.JSONEncodeError:
-        raise InvalidArgumentError("the JSON schema is nested too deeply", field="response_format") from None
-    return Grammar("json_schema", text, compact)
+    text = schema if isinstance(schema, str) else encode_given(schema, "response_format").decode()
+    return Grammar("json_schema", text)

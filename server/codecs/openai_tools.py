@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.tasks.tool_calls import ToolChoice, ToolPlan, plan_tools
+
+if TYPE_CHECKING:
+    from headrace.runtimes.generation.parameters import Grammar
 
 MAX_TOOLS: Final = 128
 
@@ -28,20 +31,22 @@ class Tools(NamedTuple):
         told: definitions for the chat template; None for none.
         choice: what the caller wants.
         plan: how the answer is forced and read.
+        grammar: what the answer must match: the request's own constraint, else what forces the calls.
     """
 
     told: list[dict[str, Any]] | None
     choice: ToolChoice
     plan: ToolPlan
+    grammar: Grammar | None
 
 
-def tools(body: ToolsBody, parser: str, *, constrained: bool) -> Tools:
+def tools(body: ToolsBody, parser: str, constraint: Grammar | None) -> Tools:
     """Return how tools take part.
 
     Args:
         body: the fields; tools are nested as the chat API nests them.
         parser: how the model writes calls.
-        constrained: whether the answer must match something else already.
+        constraint: what the request itself says the answer must match; None for nothing.
 
     Raises:
         InvalidArgumentError: the fields are wrong or contradict each other; messages are vLLM's.
@@ -52,27 +57,27 @@ def tools(body: ToolsBody, parser: str, *, constrained: bool) -> Tools:
             field="tools",
         )
     given = [_with_parameters(tool) for tool in body.tools or ()]
+    if not given:
+        if body.tool_choice not in (None, "none"):
+            raise InvalidArgumentError("When using `tool_choice`, `tools` must be set.", field="tool_choice")
+        return Tools(None, ToolChoice("none"), ToolPlan(), constraint)
     choice, names = _choice(
         body.tool_choice,
         [_name(tool) for tool in given],
         parallel=body.parallel_tool_calls is not False,
     )
-    if not given:
-        if body.tool_choice is not None and choice.mode != "none":
-            raise InvalidArgumentError("When using `tool_choice`, `tools` must be set.", field="tool_choice")
-        return Tools(None, ToolChoice("none"), ToolPlan())
     if len(given) > MAX_TOOLS:
         raise InvalidArgumentError(
             f"`tools` has {len(given)} entries, at most {MAX_TOOLS} may be", field="tools"
         )
-    if constrained and choice.mode in {"required", "named"}:
+    if constraint is not None and choice.mode in {"required", "named"}:
         raise InvalidArgumentError(
             "You can only either use constraints for structured outputs or tools, not both.",
             field="tool_choice",
         )
     told = given if names is None else _allowed(given, names)
-    plan = plan_tools(told, choice, parser)
-    return Tools(None if choice.mode == "none" else told, choice, plan)
+    plan = plan_tools(told, choice, parser, constrained=constraint is not None)
+    return Tools(None if choice.mode == "none" else told, choice, plan, constraint or plan.grammar)
 
 
 def _with_parameters(tool: dict[str, Any]) -> dict[str, Any]:

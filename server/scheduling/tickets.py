@@ -26,7 +26,7 @@ class RequestTicket:
         seat: the engine that has the request; None while it waits for one.
         sends: engines it was sent to.
         started: an engine has begun with it.
-        accepted: its grammar was reported to be good.
+        accepted: an engine has said that it can run.
         last_token: when its last tokens came, ``time.perf_counter``; 0 before the first.
         gap: seconds between those and the ones before; 0 when there were none.
     """

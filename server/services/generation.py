@@ -177,7 +177,10 @@ class GenerationService:
     async def _answer(self, request: ChatRequest, model: Model, call: Call) -> tuple[TextStream, ToolPlan]:
         """Start to answer a conversation."""
         received = time.perf_counter_ns()
-        conversation, tools = generation.chat(request.conversation, generation_settings(model))
+        constrained = request.parameters.structured_output.WhichOneof("constraint") is not None
+        conversation, tools = generation.chat(
+            request.conversation, generation_settings(model), constrained=constrained
+        )
         prompt = await chat_prompt(self._generating, model, conversation)
         return await self._start(model, prompt, tools, request, call, received), tools
 

@@ -17,6 +17,7 @@ from headrace.server.repository.model import Model, Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.tasks.bad_words import bad_word_ids
 from headrace.server.tasks.generate import Generating, generation_settings
+from headrace.server.tasks.generation_checks import check_prompts
 from headrace.server.tasks.merge import started
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class OpenaiRequests:
         self, model: Model, prompts: Sequence[Prompt], chosen: GenerationOptions
     ) -> list[TextStream]:
         """Start all prompts, or none when one is refused."""
+        check_prompts(len(prompts), chosen.sampling)
         return await started(prompts, lambda prompt: self.generating.start(model, prompt, chosen))
 
 

@@ -50,9 +50,8 @@ class OpenaiResponsesService:
         model = self._requests.model(call, body.model)
         settings = generation_settings(model)
         constraint = grammar(responses.structure(body))
-        constrained = constraint is not None
-        tools = tool_plan(responses.tools(body), settings.tool_parser, constrained=constrained)
-        wanted = responses.wanted(body, tools.plan.grammar or constraint)
+        tools = tool_plan(responses.tools(body), settings.tool_parser, constraint)
+        wanted = responses.wanted(body, tools.grammar)
         prompt = await chat_prompt(self._generating, model, responses.chat(body, tools.told))
         if body.truncation == "auto":
             prompt = replace(prompt, truncate=fitting(settings, wanted.max_tokens))

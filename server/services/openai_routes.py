@@ -55,11 +55,9 @@ class OpenaiRoutes:
         reports = stream_usage(body.stream_options, stream=bool(body.stream))
         model = self._requests.model(call, body.model)
         settings = generation_settings(model)
-        constraint = _grammar(value)
-        constrained = constraint is not None
         asked = convert(value, ToolsBody, strict=False)
-        tools = tool_plan(asked, settings.tool_parser, constrained=constrained)
-        wanted = chats.wanted(body, sampling, constraint or tools.plan.grammar)
+        tools = tool_plan(asked, settings.tool_parser, _grammar(value))
+        wanted = chats.wanted(body, sampling, tools.grammar)
         text = given.raw(settings)
         if text is None:
             variables = oicm_chat.VARIABLES if call.surface == oicm_chat.SURFACE else None
@@ -92,8 +90,7 @@ class OpenaiRoutes:
         answer = self._requests.identity("cmpl-", model, sampling, call)
         chosen = await self._requests.options(model, sampling, wanted, answer)
         streams = await self._requests.start(model, prompts, chosen)
-        hide = chosen.skip_special_tokens
-        echoes = _texts(settings, prompts, streams, hide) if body.echo else [""] * len(prompts)
+        echoes = _texts(settings, prompts, streams) if body.echo else [""] * len(prompts)
         if body.stream:
             chunks = CompletionChunks(answer, body, sampling, reports, streams, echoes)
             return HttpStream(await primed(_completion_events(streams, chunks)), error_event)
@@ -106,13 +103,13 @@ def _grammar(value: dict[str, Any]) -> Grammar | None:
 
 
 def _texts(
-    settings: GenerationSettings, prompts: Sequence[Prompt], streams: Sequence[TextStream], hide: bool
+    settings: GenerationSettings, prompts: Sequence[Prompt], streams: Sequence[TextStream]
 ) -> list[str]:
-    """Return the prompts' texts: what was given, or what the ids mean."""
+    """Return the prompts' texts: what was given, or what the ids mean, special tokens as they are written."""
     return [
         prompt.text
         if prompt.token_ids is None and prompt.truncate is None
-        else settings.tokenizer.decode(stream.prompt_ids, skip_special_tokens=hide)
+        else settings.tokenizer.decode(stream.prompt_ids, skip_special_tokens=False)
         for prompt, stream in zip(prompts, streams, strict=True)
     ]
 

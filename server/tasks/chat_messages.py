@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
 
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
 
-TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+TEXT_PARTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "text": "text",
+        "input_text": "text",
+        "output_text": "text",
+        "refusal": "refusal",
+        "thinking": "thinking",
+    }
+)
+"""Type of a content part → the key of its text."""
 REASONING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -73,9 +83,9 @@ def _text(index: int, part: Any) -> str:
         raise _wrong(index, "has a content part that is not an object")
     if not isinstance(kind, str):
         raise _wrong(index, "has a content part whose `type` is not a string")
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if kind not in TEXT_PARTS and kind != "refusal":
+    if kind not in TEXT_PARTS:
         raise _wrong(index, f"has a content part of type '{kind}', the model takes text only")
+    text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise _wrong(index, f"has a content part of type '{kind}' without text")
     return text

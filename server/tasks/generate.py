@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import msgspec
 import numpy as np
@@ -36,16 +36,23 @@ class Generating:
     Args:
         tokenizing: threads for tokenising and for rendering chat templates.
         elsewhere: ends the running requests of an id in other processes, and returns how many there were.
+        tenant: tells who asks, "" for anybody; cached prefixes are not shared between tenants.
     """
 
     def __init__(
-        self, tokenizing: Tokenizing, elsewhere: Callable[[str], Awaitable[int]] | None = None
+        self,
+        tokenizing: Tokenizing,
+        elsewhere: Callable[[str], Awaitable[int]] | None = None,
+        tenant: Callable[[], str] = str,
     ) -> None:
         self.tokenizing = tokenizing
         self.running = RunningRequests()
         self._elsewhere = elsewhere
+        self._tenant = tenant
         self.templates = ChatTemplates()
         self._vocabularies: WeakKeyDictionary[Model, Vocabulary] = WeakKeyDictionary()
+        # large beside their texts: all prompts of a request share them
+        self._patterns: WeakValueDictionary[tuple[str, ...], StopPatterns] = WeakValueDictionary()
 
     def vocabulary(self, model: Model) -> Vocabulary:
         """Return the tokens of ``model``, kept as long as the model.
@@ -75,8 +82,8 @@ class Generating:
     ) -> TextStream:
         """Check a request, hand it to the model's engine and return its stream of deltas.
 
-        Everything that can be refused is refused before this returns, a grammar that does not compile
-        included. The caller closes the stream, at best by ``async with``.
+        Everything that can be refused is refused before this returns, grammars that do not compile and beams
+        that do not fit included. The caller closes the stream, at best by ``async with``.
 
         Args:
             model: a model that generates.
@@ -88,7 +95,7 @@ class Generating:
 
         Raises:
             TaskNotSupportedError: the model does not generate text.
-            InvalidArgumentError: an option is out of range, or the engine refuses the grammar.
+            InvalidArgumentError: an option is out of range, or the engine refuses the grammar or the beams.
             InputEmptyError: the prompt is empty.
             InputTooLongError: the prompt, or prompt and ``max_tokens`` without ``cap``, exceed the context.
             QueueFullError: as many requests wait as may.
@@ -107,10 +114,12 @@ class Generating:
             )
         if sampling.seed is None and sampling.temperature > 0:
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))  # callers are told which
+        if tenant := self._tenant():
+            sampling = msgspec.structs.replace(sampling, cache_salt=tenant + sampling.cache_salt)
         stream = await self._follow(model, ids, options, sampling, timeline)
         if deadline is not None:
             stream.limit(deadline)
-        if sampling.grammar is not None:
+        if sampling.checked_by_engine:
             try:
                 await stream.accepted()
             except BaseException:
@@ -128,23 +137,23 @@ class Generating:
     ) -> TextStream:
         """Submit the request and return its stream."""
         vocabulary = self.vocabulary(model)
-        patterns = StopPatterns(options.stop) if options.stop else None
-        samples = [
-            SampleText(
-                index,
-                options,
-                vocabulary,
-                detokenizer(vocabulary, ids, skip_special_tokens=options.skip_special_tokens),
-                patterns,
-            )
-            for index in range(sampling.n)
-        ]
         generator = model.generator
         if generator is None:  # set together with the settings
             raise _not_a_generator(model)
         ticket = generator.submit(np.array(ids, np.int32), sampling)
         try:
             await ticket.admitted()
+            patterns = self._stop_patterns(options.stop)
+            samples = [
+                SampleText(
+                    index,
+                    options,
+                    vocabulary,
+                    detokenizer(vocabulary, ids, skip_special_tokens=options.skip_special_tokens),
+                    patterns,
+                )
+                for index in range(sampling.n)
+            ]
         except BaseException:
             ticket.close()
             raise
@@ -152,6 +161,15 @@ class Generating:
             ticket, sampling, options.request_id, ids, samples, vocabulary, self.running,
             generator.statistics, timeline,
         )  # fmt: skip
+
+    def _stop_patterns(self, stops: tuple[str, ...]) -> StopPatterns | None:
+        """Return the automaton of ``stops``, the one that a running request has if there is one."""
+        if not stops:
+            return None
+        known = self._patterns.get(stops)
+        if known is None:
+            known = self._patterns[stops] = StopPatterns(stops)
+        return known
 
 
 def generation_settings(model: Model) -> GenerationSettings:

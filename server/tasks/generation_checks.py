@@ -19,6 +19,9 @@ MAX_STOP_CHARACTERS: Final = 4096
 MAX_BIASED_TOKENS: Final = 4096
 MAX_BAD_WORDS: Final = 1024
 MAX_NAME_CHARACTERS: Final = 512
+MAX_SENT_TOKENS: Final = 1 << 20
+"""Token ids that the parameters of one request may name, counted for each prompt, for each goes to the engine
+with all of them."""
 
 
 def check_options(settings: GenerationSettings, options: GenerationOptions) -> None:
@@ -33,21 +36,43 @@ def check_options(settings: GenerationSettings, options: GenerationOptions) -> N
     _check_texts(options)
 
 
+def check_prompts(count: int, sampling: Sampling) -> None:
+    """Refuse more prompts of one request than its parameters leave room for.
+
+    Raises:
+        InvalidArgumentError: the parameters, sent once for each of ``count`` prompts, are too large together.
+    """
+    named = (
+        len(sampling.allowed_token_ids)
+        + len(sampling.logit_bias)
+        + len(sampling.stop_token_ids)
+        + sum(map(len, sampling.bad_words))
+    )
+    if count > 1 and count * named > MAX_SENT_TOKENS:
+        raise InvalidArgumentError(
+            f"`prompt` has {count} entries, and `allowed_token_ids`, `bad_words`, `logit_bias` and "
+            f"`stop_token_ids` name {named} tokens: expected at most {MAX_SENT_TOKENS} when multiplied, send "
+            "fewer prompts in one request",
+            field="prompt",
+        )
+
+
 def _check_numbers(sampling: Sampling) -> None:
-    _within("max_tokens", sampling.max_tokens, 0, 2**31 - 1)
+    _within("max_tokens", sampling.max_tokens, 0, math.inf)  # the context is the limit
     if not 0 <= sampling.min_tokens <= sampling.max_tokens:
         raise _refusal("min_tokens", sampling.min_tokens, f"0 to max_tokens ({sampling.max_tokens})")
-    _within("temperature", sampling.temperature, 0, 1e6)
+    _within("temperature", sampling.temperature, 0, 10**6)
     _within("top_k", sampling.top_k, 0, 2**31 - 1)
     _share("top_p", sampling.top_p)
     _within("min_p", sampling.min_p, 0, 1)
     _share("typical_p", sampling.typical_p)
-    if not 0 < sampling.repetition_penalty <= 1e6:
-        raise _refusal("repetition_penalty", sampling.repetition_penalty, "a number greater than 0")
+    if not 0 < sampling.repetition_penalty <= 10**6:
+        expected = f"greater than 0, at most {10**6}"
+        raise _refusal("repetition_penalty", sampling.repetition_penalty, expected)
     _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
     _within("presence_penalty", sampling.presence_penalty, -2, 2)
-    _within("length_penalty", sampling.length_penalty, -1e6, 1e6)
-    _within("priority", sampling.priority, -(2**31), 2**31 - 1)
+    _within("length_penalty", sampling.length_penalty, -(10**6), 10**6)
+    _within("priority", sampling.priority, -(2**63), 2**63 - 1)
     if sampling.seed is not None:
         _within("seed", sampling.seed, -(2**63), 2**64 - 1)
     if sampling.logprobs is not None:
@@ -88,7 +113,12 @@ def _check_texts(options: GenerationOptions) -> None:
     for stop in options.stop:
         if not stop:
             raise InvalidArgumentError("stop cannot contain an empty string.", field="stop")
-        _check_length("stop", stop, MAX_STOP_CHARACTERS)
+    characters = sum(map(len, options.stop))
+    if characters > MAX_STOP_CHARACTERS:
+        raise InvalidArgumentError(
+            f"`stop` has {characters} characters, expected at most {MAX_STOP_CHARACTERS} in all its texts",
+            field="stop",
+        )
     _check_length("request_id", options.request_id, MAX_NAME_CHARACTERS)
     _check_length("cache_salt", sampling.cache_salt, MAX_NAME_CHARACTERS)
     if sampling.adapter:
@@ -144,7 +174,8 @@ def check_length(settings: GenerationSettings, prompt: Sequence[int], wanted: in
 
 def _within(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # NaN fails too
-        raise _refusal(field, value, f"{low:g} to {high:g}" if abs(high) < 1e6 else f"at least {low:g}")
+        broken = f"at most {high}" if value > high else f"at least {low}"
+        raise _refusal(field, value, f"{low} to {high}" if high < 10**6 else broken)
 
 
 def _share(field: str, value: float) -> None:

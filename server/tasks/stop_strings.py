@@ -14,7 +14,7 @@ class StopPatterns:
         stops: texts, none empty; at least one.
     """
 
-    __slots__ = ("depths", "fails", "matches", "nexts")
+    __slots__ = ("__weakref__", "depths", "fails", "matches", "nexts")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.nexts: list[dict[str, int]] = [{}]

@@ -20,6 +20,8 @@ HERMES: Final = "hermes"
 PYTHONIC: Final = "pythonic"
 TOOL_PARSERS: Final = (*JSON_FORMATS, PYTHONIC)
 """Names that a model's ``tool_parser`` setting takes."""
+BARE: Final = frozenset({PYTHONIC, *(name for name, form in JSON_FORMATS.items() if form.bare)})
+"""Parsers that may take a whole answer for a call, without a sign that it is one."""
 SIGNS: Final = (
     ("[TOOL_CALLS]", "mistral"),
     ("<tool_call>", "hermes"),
@@ -56,12 +58,14 @@ class ToolPlan:
         grammar: what the answer must match; None leaves the model free.
         name: of the function that the whole answer is the arguments of; "" for none.
         limit: most calls that are reported; None for all.
+        names: of the functions that may be called.
     """
 
     format: str = ""
     grammar: Grammar | None = None
     name: str = ""
     limit: int | None = None
+    names: tuple[str, ...] = ()
 
     def parser(self) -> ToolParser | None:
         """Return a parser for one sample's text; None when all of it is content."""
@@ -69,7 +73,9 @@ class ToolPlan:
             return NamedCall(self.name)
         if self.format == PYTHONIC:
             return PythonicCalls(self.limit)
-        return JsonCalls(JSON_FORMATS[self.format], self.limit) if self.format else None
+        if not self.format:
+            return None
+        return JsonCalls(JSON_FORMATS[self.format], self.names, self.limit)
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -77,16 +83,20 @@ class ToolPlan:
         return self.format not in ("", "json")
 
 
-def plan_tools(tools: Sequence[Mapping[str, Any]] | None, choice: ToolChoice, parser: str) -> ToolPlan:
+def plan_tools(
+    tools: Sequence[Mapping[str, Any]] | None, choice: ToolChoice, parser: str, *, constrained: bool = False
+) -> ToolPlan:
     """Return how ``tools`` take part.
 
     Arguments are forced to match their schema when a call is required or named, and when a strict function
-    may be called by a model that writes calls in Hermes' form.
+    may be called by a model that writes calls in Hermes' form. Where the answer must match something else
+    already, nothing more is forced, and no answer without a sign of a call is taken for one.
 
     Args:
         tools: OpenAI's definitions; None or empty for none.
         choice: what the caller wants.
         parser: how the model writes calls (a key of :data:`TOOL_PARSERS`), "" when it has no way of its own.
+        constrained: the request itself says what the answer must match.
 
     Raises:
         InvalidArgumentError: a definition is wrong, or the named function is none of them.
@@ -94,9 +104,11 @@ def plan_tools(tools: Sequence[Mapping[str, Any]] | None, choice: ToolChoice, pa
     if not tools or choice.mode == "none":
         return ToolPlan()
     functions = [function_of(tool) for tool in tools]
+    names = tuple(function["name"] for function in functions)
     limit = None if choice.parallel else 1
     if choice.mode == "required":
-        return ToolPlan("json", calls_grammar(functions, parallel=choice.parallel), limit=limit)
+        grammar = calls_grammar(functions, parallel=choice.parallel)
+        return ToolPlan("json", grammar, limit=limit, names=names)
     if choice.mode == "named":
         for function in functions:
             if function["name"] == choice.name:
@@ -106,8 +118,10 @@ def plan_tools(tools: Sequence[Mapping[str, Any]] | None, choice: ToolChoice, pa
             field="tool_choice",
             value=choice.name,
         )
+    if constrained:
+        return ToolPlan("" if parser in BARE else parser, limit=limit, names=names)
     strict = parser == HERMES and any(function.get("strict") is True for function in functions)
-    return ToolPlan(parser, strict_grammar(functions) if strict else None, limit=limit)
+    return ToolPlan(parser, strict_grammar(functions) if strict else None, limit=limit, names=names)
 
 
 def parse(plan: ToolPlan, text: str) -> Parsed:

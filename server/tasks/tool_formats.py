@@ -5,14 +5,15 @@ that vLLM gives its parsers:
 
 * ``hermes``: ``<tool_call>{"name": …, "arguments": {…}}</tool_call>`` (Hermes, Qwen, SmolLM3)
 * ``mistral``: ``[TOOL_CALLS][{…}, …]`` or ``[TOOL_CALLS]name{…}``
-* ``llama3_json``: the answer is ``{"name": …, "parameters": {…}}``, more of them behind ``;``
+* ``llama3_json``: the answer is ``{"name": …, "parameters": {…}}``, more of them behind ``;``; objects that
+  call no known function are content
 * ``pythonic``: the answer is ``[name(key="value"), …]``
 * ``json``: the answer is a list of calls, as a grammar forces it
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -61,7 +62,8 @@ class ToolFormat:
     Attributes:
         opening: what comes before calls; "" for nothing.
         closing: what comes after calls; "" for nothing.
-        bare: calls may stand at the very beginning of the answer, without ``opening``.
+        bare: calls may stand at the very beginning of the answer, without ``opening``; such a call has
+            arguments and the name of a known function.
         named: a name may stand before the object, which has the arguments only.
     """
 
@@ -87,18 +89,21 @@ class JsonCalls:
 
     Args:
         form: the format.
+        names: of the functions that may be called.
         limit: calls to report, further ones are dropped; None for all.
     """
 
-    def __init__(self, form: ToolFormat, limit: int | None = None) -> None:
+    def __init__(self, form: ToolFormat, names: Collection[str], limit: int | None = None) -> None:
         self.calls = 0
         self._form = form
+        self._names = names
         self._limit = limit
         self._buffer = ""
         self._scanner: CallScanner | None = None
         self._header = ""  # what stood before the object that is scanned
         self._reported = False  # the scanned call has a delta
         self._inside = False  # between the calls of an opened area
+        self._known: Collection[str] | None = None  # names of that area's calls, None for any
         self._before = 0  # calls before that area
         self._fresh = form.bare  # nothing but space has come yet
 
@@ -138,7 +143,7 @@ class JsonCalls:
                 return False
             self._fresh = False
             if stripped[0] in "{[" and not _may_become(stripped, opening):
-                self._inside = True
+                self._inside, self._known = True, self._names
                 return True
         if not opening:
             content.append(buffer)
@@ -150,7 +155,7 @@ class JsonCalls:
         if place >= 0:
             content.append(buffer[:place].rstrip(SPACE))
             self._buffer = buffer[place + len(opening) :]
-            self._inside, self._before = True, self.calls
+            self._inside, self._before, self._known = True, self.calls, None
             self._header = buffer[len(buffer[:place].rstrip(SPACE)) : place] + opening
             return True
         # Space is kept back too: before a call it is no content.
@@ -176,7 +181,7 @@ class JsonCalls:
             if tag.startswith(buffer):
                 return False  # it may become the tag; there may be nothing at all, too
         if buffer[0] == "{":
-            self._scanner, self._reported = CallScanner(), False
+            self._scanner, self._reported = CallScanner(self._known), False
         elif buffer[0] in _BETWEEN:
             self._header += buffer[0]
             self._buffer = buffer[1:]
@@ -207,7 +212,7 @@ class JsonCalls:
     def _scan(self, scanner: CallScanner, content: list[str], calls: list[ToolCallDelta]) -> bool:
         arguments, place = scanner.feed(self._buffer)
         self._buffer = self._buffer[place:]
-        if scanner.name and not scanner.failed:
+        if scanner.found:
             self._report(scanner.name, arguments, calls)
         if scanner.failed:
             self._scanner, self._inside = None, False

@@ -12,7 +12,6 @@ from headrace.runtimes.generation.parameters import Grammar
 from headrace.server.errors import InvalidArgumentError
 
 DEFINITIONS: Final = ("$defs", "definitions")
-MAX_DEPTH: Final = 64
 
 
 def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -36,13 +35,12 @@ def arguments_grammar(function: Mapping[str, Any]) -> Grammar:
 
 def calls_grammar(functions: Sequence[Mapping[str, Any]], *, parallel: bool) -> Grammar:
     """Return what a list of calls must match: ``[{"name": …, "arguments": …}, …]``, at least one call."""
-    definitions: dict[str, Any] = {}
     items = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": function["name"]},
-                "arguments": _hoisted(parameters_of(function), f"{number}.", definitions),
+                "arguments": {"$ref": f"#/$defs/{number}"},
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -52,8 +50,9 @@ def calls_grammar(functions: Sequence[Mapping[str, Any]], *, parallel: bool) -> 
     schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": items}}
     if not parallel:
         schema["maxItems"] = 1
-    if definitions:
-        schema["$defs"] = definitions
+    schema["$defs"] = {
+        str(number): _resource(parameters_of(function), number) for number, function in enumerate(functions)
+    }
     return Grammar("json_schema", _dump(schema))
 
 
@@ -78,7 +77,7 @@ def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the JSON schema of a function's arguments; any object when it has none.
 
     Raises:
-        InvalidArgumentError: it is not a JSON schema object.
+        InvalidArgumentError: it is not a JSON schema object, or its definitions are not an object.
     """
     parameters = function.get("parameters")
     if not parameters:
@@ -87,39 +86,21 @@ def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InvalidArgumentError(
             f"`tools` has parameters of '{function['name']}' that are not a JSON schema", field="tools"
         )
+    for key in DEFINITIONS:
+        if not isinstance(parameters.get(key) or {}, Mapping):
+            raise InvalidArgumentError(
+                f"`tools` has parameters of '{function['name']}' whose `{key}` is not a JSON object; send "
+                "schemas by their names, or leave it out",
+                field="tools",
+            )
     return parameters
 
 
-def _hoisted(schema: Mapping[str, Any], prefix: str, definitions: dict[str, Any]) -> Any:
-    """Move a schema's definitions to the root that it becomes part of, under names of their own."""
-    for key in DEFINITIONS:
-        for name, definition in dict(schema.get(key) or {}).items():
-            definitions[prefix + name] = _renamed(definition, prefix, 0)
-    return _renamed({key: value for key, value in schema.items() if key not in DEFINITIONS}, prefix, 0)
-
-
-def _renamed(value: Any, prefix: str, depth: int) -> Any:
-    """Return a copy whose references lead to the moved definitions."""
-    if depth > MAX_DEPTH:
-        raise InvalidArgumentError(
-            f"`tools` has a schema nested deeper than {MAX_DEPTH} levels", field="tools"
-        )
-    if isinstance(value, Mapping):
-        return {
-            key: _target(item, prefix) if key == "$ref" else _renamed(item, prefix, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_renamed(item, prefix, depth + 1) for item in value]
-    return value
-
-
-def _target(reference: Any, prefix: str) -> Any:
-    for key in DEFINITIONS:
-        start = f"#/{key}/"
-        if isinstance(reference, str) and reference.startswith(start):
-            return f"#/$defs/{prefix}{reference.removeprefix(start)}"
-    return reference
+def _resource(schema: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return a schema as a resource of its own: its references lead into itself wherever it stands."""
+    # drafts that it may name ignore an `$id`: draft 7 beside a `$ref`, draft 4 everywhere
+    kept = {key: value for key, value in schema.items() if key != "$schema"}
+    return {**kept, "$id": f"urn:headrace:tool:{number}"}
 
 
 def _quoted(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import Final
 
@@ -29,6 +30,10 @@ class _Mode(Enum):
 class CallScanner:
     """Takes the text of one JSON object in pieces and gives the arguments' text as it was written.
 
+    Args:
+        known: a call has arguments and one of these names, another object is none; None takes any name,
+            arguments or not.
+
     Attributes:
         name: of the function, "" until it was read.
         done: the object is complete.
@@ -36,11 +41,12 @@ class CallScanner:
         raw: the text that was taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Collection[str] | None = None) -> None:
         self.name = ""
         self.done = False
         self.failed = False
         self.raw = ""
+        self._known = known
         self._mode = _Mode.OPEN
         self._key = ""
         self._value = ""
@@ -50,6 +56,11 @@ class CallScanner:
         self._quoted = False
         self._escaped = False
         self._alone = False  # the arguments are all there is
+
+    @property
+    def found(self) -> bool:
+        """Whether this is a call for certain, whatever follows."""
+        return bool(self.name) and not self.failed and (self._known is None or self._sent)
 
     def begin_arguments(self, name: str) -> None:
         """Take the object that follows as the arguments of ``name``."""
@@ -176,7 +187,8 @@ class CallScanner:
         self.done = self._alone
         if self._key == "name" and not self.name:
             self.name = self._string() if self._value.startswith('"') else ""
-            self.failed = self.failed or not self.name
+            wrong = not self.name or (self._known is not None and self.name not in self._known)
+            self.failed = self.failed or wrong
             if self._arguments is not None and not self.failed:
                 new.append(self._arguments)
                 self._sent = True
@@ -188,7 +200,7 @@ class CallScanner:
 
     def _close(self, new: list[str]) -> None:
         self.done = True
-        if not self.name:
+        if not self.name or (self._known is not None and not self._sent):
             self.done, self.failed = False, True
         elif not self._sent:
             new.append("{}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import openai
 import pytest
 
 from headrace.kserve.v2 import grpc_service_pb2, grpc_service_pb2_grpc
-from headrace.v1 import embedding_pb2, embedding_pb2_grpc
+from headrace.v1 import embedding_pb2, embedding_pb2_grpc, generation_pb2, generation_pb2_grpc
 from running import ServerProcess, start_server, stop_server
 
 KEY = "s3cret"
 RIGHT = {"Authorization": f"Bearer {KEY}"}
+METADATA = (("authorization", f"Bearer {KEY}"),)
 GUARDED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 1}}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
@@ -83,13 +84,57 @@ def test_typed_and_kserve_calls_need_a_key(guarded: ServerProcess) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             embedding.Embed(request)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        answer = embedding.Embed(request, metadata=(("authorization", f"Bearer {KEY}"),))
+        answer = embedding.Embed(request, metadata=METADATA)
         assert len(answer.embeddings) == 1
         kserve = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert kserve.ServerReady(grpc_service_pb2.ServerReadyRequest()).ready
         with pytest.raises(grpc.RpcError) as refused:
             kserve.ModelMetadata(grpc_service_pb2.ModelMetadataRequest(name="minilm"))
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def completion(guarded: ServerProcess, words: str, key: str = KEY) -> int:
+    body, headers = {"prompt": words, "max_tokens": 1}, {"Authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{guarded.url}/v1/completions", json=body, headers=headers, timeout=60).json()
+    cached: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return cached
+
+
+def tgi(guarded: ServerProcess, words: str) -> None:
+    body = {"inputs": words, "parameters": {"max_new_tokens": 1}}
+    assert httpx.post(f"{guarded.url}/generate", json=body, headers=RIGHT, timeout=60).status_code == 200
+
+
+def triton(guarded: ServerProcess, words: str) -> None:
+    url, body = f"{guarded.url}/v2/models/smollm2/generate", {"text_input": words, "max_tokens": 1}
+    assert httpx.post(url, json=body, headers=RIGHT, timeout=60).status_code == 200
+
+
+def stream_infer(guarded: ServerProcess, words: str) -> None:
+    request = grpc_service_pb2.ModelInferRequest(
+        model_name="smollm2", inputs=[{"name": "text_input", "datatype": "BYTES", "shape": [1]}]
+    )
+    request.inputs[0].contents.bytes_contents.append(words.encode())
+    with grpc.insecure_channel(guarded.grpc) as channel:
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answer = next(stub.ModelStreamInfer(iter([request]), metadata=METADATA))
+        assert not answer.error_message
+
+
+def typed(guarded: ServerProcess, words: str) -> None:
+    request = generation_pb2.GenerateRequest(text=words, parameters={"max_tokens": 1})
+    with grpc.insecure_channel(guarded.grpc) as channel:
+        generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, metadata=METADATA)
+
+
+@pytest.mark.parametrize("send", [completion, tgi, triton, stream_infer, typed])
+def test_cached_prefixes_are_shared_by_one_key_only(
+    guarded: ServerProcess, send: Callable[[ServerProcess, str], object]
+) -> None:
+    words = f"By {send.__name__} this prompt came here first, and it fills a block of the cache. " * 2
+    send(guarded, words)
+    assert completion(guarded, words, "other") == 0
+    assert completion(guarded, words) > 0
 
 
 def test_openai_client_sees_an_authentication_error(guarded: ServerProcess) -> None:

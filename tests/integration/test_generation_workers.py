@@ -21,6 +21,7 @@ from headrace.runtimes.generation.parameters import Sampling
 from headrace.server.errors import ModelNotReadyError, QueueFullError, WorkerCrashedError
 from headrace.server.repository.check import check
 from headrace.server.repository.factory import RunningModels
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.model import Model
 from headrace.server.repository.registry import Repository
 from headrace.server.scheduling.generator import Ticket
@@ -213,7 +214,7 @@ async def test_a_full_queue_refuses_at_once(demo_repository: Path) -> None:
 
 
 async def test_check_describes_such_a_folder(demo_repository: Path) -> None:
-    (result,) = await check(demo_repository / "smollm2", RunningModels(16, FAST), cores=2)
+    (result,) = await check(demo_repository / "smollm2", RunningModels(16, FAST), Machine(2))
     assert result.ok, result.text
     for line in (
         "version 1: task generate, runtime onnx",

@@ -303,6 +303,24 @@ def test_impossible_requests_are_refused_whether_idle_or_not(start: Callable[...
     assert isinstance(client.read().events[0], Rejected)
 
 
+def test_beams_are_accepted_or_refused_at_once_however_long_they_wait(
+    gate: Gate, start: Callable[..., Client]
+) -> None:
+    client = start(gate)
+    beams = msgspec.structs.replace(GREEDY, n=4, best_of=4, beam=True)
+    client.send(Add(1, encode([5, 6]), GREEDY))
+    assert client.read().events == (Started(1, 0),)
+    client.send(
+        Add(2, encode([5, 6]), beams), Add(3, encode([5, 6]), msgspec.structs.replace(beams, best_of=5))
+    )
+    gate.steps.release()
+    events = client.until(lambda event: isinstance(event, Rejected))
+    assert [type(event) for event in events if event.request > 1] == [Accepted, Rejected]
+    for _ in range(40):
+        gate.steps.release()
+    assert isinstance(client.until(finished(2))[-1], Tokens)
+
+
 def test_serving_ends_when_the_server_closes_its_socket_even_in_the_middle() -> None:
     mine, theirs = socket.socketpair()
     closed = []

@@ -93,11 +93,12 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("bad_words", {"bad_words": ((512,),)}),
     ("stop", {"stop": ("",)}),
     ("stop", {"stop": ("x",) * 65}),
-    ("stop", {"stop": ("x" * 5000,)}),
+    ("stop", {"stop": ("x" * 4097,)}),
+    ("stop", {"stop": ("x" * 2048, "y" * 2049)}),
     ("cache_salt", {"cache_salt": "x" * 513}),
     ("adapter", {"adapter": "mine"}),
     ("request_id", {"request_id": "x" * 513}),
-    ("priority", {"priority": 2**31}),
+    ("priority", {"priority": 2**63}),
 ]
 
 
@@ -115,10 +116,32 @@ async def test_values_out_of_range_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"temperature": -1.0}, "expected at least 0"),
+        ({"temperature": 2e6}, "expected at most 1000000"),
+        ({"min_p": 2.0}, "expected 0 to 1"),
+        ({"top_k": 2**31}, "expected at most 2147483647"),
+        ({"repetition_penalty": 1e7}, "expected greater than 0, at most 1000000"),
+        ({"priority": 2**63}, "expected at most 9223372036854775807"),
+        ({"priority": -(2**63) - 1}, "expected at least -9223372036854775808"),
+    ],
+)
+async def test_refusals_say_which_bound_was_broken(
+    generating: Generating, values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        await started(generating, ScriptedGenerator(), **values)
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"top_p": 1.0, "min_p": 1.0, "seed": 2**64 - 1, "logprobs": 20, "frequency_penalty": -2.0},
+        {"stop": ("x" * 2048, "y" * 2048)},
         {"seed": -(2**63), "n": 128, "best_of": 128, "logit_bias": ((511, -100.0),), "top_k": 0},
+        {"priority": 2**63 - 1, "max_tokens": 2**64},
+        {"priority": -(2**63)},
     ],
 )
 async def test_values_at_the_ends_of_their_ranges_pass(

@@ -241,14 +241,21 @@ async def test_a_crash_ends_the_stream_after_what_came(generating: Generating) -
     assert generator.tickets[0].closed
 
 
-async def test_a_grammar_is_accepted_before_the_stream_is_there(generating: Generating) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [{"grammar": Grammar("regex", "(")}, {"n": 2, "best_of": 2, "beam": True}],
+    ids=["grammar", "beams"],
+)
+async def test_what_the_engine_checks_is_accepted_before_the_stream_is_there(
+    generating: Generating, asked: dict[str, Any]
+) -> None:
     generator = ScriptedGenerator()
-    given = options(grammar=Grammar("regex", "("))
+    given = options(**asked)
     waiting = asyncio.create_task(started(generating, generator, given))
     ticket = await first_ticket(generator)
     assert not waiting.done()
-    ticket.fail(InvalidArgumentError("no regex"))
-    with pytest.raises(InvalidArgumentError, match="no regex"):
+    ticket.fail(InvalidArgumentError("never"))
+    with pytest.raises(InvalidArgumentError, match="never"):
         await waiting
     assert ticket.closed
 
@@ -266,6 +273,19 @@ async def test_a_grammar_is_accepted_before_the_stream_is_there(generating: Gene
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert generator.tickets[2].closed
+
+
+async def test_running_requests_with_equal_stop_texts_share_what_finds_them(generating: Generating) -> None:
+    generator = ScriptedGenerator()
+    streams = [
+        await started(generating, generator, options(stop=("the", text), n=2, best_of=2))
+        for text in ("fox", "fox", "says")
+    ]
+    assert sorted(generating._patterns) == [("the", "fox"), ("the", "says")]
+    for stream in streams:
+        await stream.aclose()
+    del stream, streams
+    assert not generating._patterns
 
 
 async def first_ticket(generator: ScriptedGenerator) -> ScriptedTicket:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
+from headrace.runtimes.base import InvalidInputError
 from headrace.runtimes.generation.grammars import build
 from headrace.runtimes.generation.parameters import Grammar
 from headrace.server.errors import InvalidArgumentError
@@ -25,6 +26,8 @@ from headrace.server.tasks.tool_formats import Parsed
 from headrace.server.tasks.tool_pythonic import parse_call
 
 Calls = list[tuple[str, str]]
+NAMES = ("f", "g")
+"""Functions of the plans that are made by hand."""
 
 
 def collect(deltas: list[Parsed]) -> tuple[str, Calls]:
@@ -70,6 +73,15 @@ ANSWERS: list[tuple[str, str, tuple[str, Calls]]] = [
     ("llama3_json", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}', ("", [("f", '{"a": 1}')])),
     ("llama3_json", '  {"answer": 5} ok', ('  {"answer": 5} ok', [])),
     ("llama3_json", "[1] says {x}", ("[1] says {x}", [])),
+    ("llama3_json", '{"name": "Rome", "country": "Italy"}', ('{"name": "Rome", "country": "Italy"}', [])),
+    ("llama3_json", '{"name": "f", "country": "Italy"}', ('{"name": "f", "country": "Italy"}', [])),
+    ("llama3_json", '{"name": "f"}', ('{"name": "f"}', [])),
+    ("llama3_json", '{"name": "h", "parameters": {"a": 1}}', ('{"name": "h", "parameters": {"a": 1}}', [])),
+    ("llama3_json", '{"parameters": {"a": 1}, "name": "h"}', ('{"parameters": {"a": 1}, "name": "h"}', [])),
+    ("llama3_json", '{"parameters": {"a": 1}, "name": "f"}', ("", [("f", '{"a": 1}')])),
+    ("llama3_json", '<|python_tag|>{"name": "h"}', ("", [("h", "{}")])),
+    ("llama3_json", '{"name": "f", "parameters"', ('{"name": "f", "parameters"', [])),
+    ("json", '[{"name": "Rome"}]', ('[{"name": "Rome"}]', [])),
     ("llama3_json", "plain", ("plain", [])),
     ("json", '[{"name": "f", "arguments": {"a": 1}},\n {"name": "g", "arguments": {"b": [2]}}]',
      ("", [("f", '{"a": 1}'), ("g", '{"b": [2]}')])),
@@ -84,7 +96,7 @@ ANSWERS: list[tuple[str, str, tuple[str, Calls]]] = [
 
 @pytest.mark.parametrize(("form", "text", "expected"), ANSWERS)
 def test_answers_in_any_pieces(form: str, text: str, expected: tuple[str, Calls]) -> None:
-    plan = ToolPlan(form)
+    plan = ToolPlan(form, names=NAMES)
     for size in (1, 2, 3, 5, 11, 10**6):
         assert read(plan, text, size) == expected
     assert collect([parse(plan, text)]) == expected
@@ -110,7 +122,7 @@ BITS = [
 @settings(max_examples=200, deadline=None)
 def test_any_text_in_any_pieces_reads_the_same(form: str, pieces: list[str], size: int) -> None:
     text = "".join(pieces)
-    plan = ToolPlan(form)
+    plan = ToolPlan(form, names=NAMES)
     content, calls = read(plan, text, size)
     assert (content, calls) == read(plan, text)
     if not calls:
@@ -143,7 +155,7 @@ def test_arguments_go_through_unchanged(arguments: dict[str, Any], size: int) ->
 
 def test_only_one_call_is_reported_when_one_is_allowed() -> None:
     text = '{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}'
-    assert read(ToolPlan("llama3_json", limit=1), text) == ("", [("f", "{}")])
+    assert read(ToolPlan("llama3_json", limit=1, names=NAMES), text) == ("", [("f", "{}")])
     assert read(ToolPlan("pythonic", limit=1), "[f(), g()]", 3) == ("", [("f", "{}")])
 
 
@@ -197,6 +209,59 @@ def test_a_required_call_is_forced_and_read() -> None:
     assert not plan.needs_special_tokens
 
 
+TREE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "size": {"type": "integer"},
+        "child": {"$ref": "#"},
+        "twin": {"$ref": "#/properties/size"},
+        "$ref": {"type": "boolean"},
+    },
+    "additionalProperties": False,
+}
+LIST: dict[str, Any] = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "$id": "https://example.com/list.json",
+    "$ref": "#/definitions/node",
+    "definitions": {
+        "node": {
+            "type": "object",
+            "properties": {"next": {"$ref": "#/definitions/node"}},
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def function(name: str, parameters: Any, **members: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **members}}
+
+
+@pytest.mark.parametrize("draft", [None, "http://json-schema.org/draft-04/schema#", LIST["$schema"]])
+def test_references_of_a_required_calls_schema_lead_into_itself(draft: str | None) -> None:
+    tree = TREE if draft is None else {**TREE, "$schema": draft}
+    tools = [function("tree", tree), function("list", LIST), WEATHER]
+    plan = plan_tools(tools, ToolChoice("required"), "")
+    assert plan.grammar is not None
+    for name, right, wrong in [
+        ("tree", '{"size": 1, "child": {"twin": 2, "$ref": true}}', '{"child": {"twin": "x"}}'),
+        ("tree", '{"child": {"child": {}}}', '{"child": [{"name": "tree", "arguments": {}}]}'),
+        ("list", '{"next": {"next": {}}}', '{"next": {"size": 1}}'),
+        ("weather", '{"place": "Rom"}', '{"place": "Oslo"}'),
+    ]:
+        assert matches(plan.grammar, f'[{{"name": "{name}", "arguments": {right}}}]')
+        assert not matches(plan.grammar, f'[{{"name": "{name}", "arguments": {wrong}}}]')
+
+
+def test_an_answer_that_must_match_something_else_is_no_bare_call() -> None:
+    tools = [function("f", {"type": "object"}, strict=True)]
+    for parser in ("llama3_json", "json", "pythonic"):
+        assert plan_tools(tools, ToolChoice(), parser, constrained=True).parser() is None
+    plan = plan_tools(tools, ToolChoice(), "hermes", constrained=True)
+    assert plan.grammar is None
+    assert read(plan, '<tool_call>{"name": "f"}</tool_call>') == ("", [("f", "{}")])
+
+
 def test_a_named_call_is_its_arguments() -> None:
     plan = plan_tools([CLOCK, WEATHER], ToolChoice("named", "weather"), "hermes")
     assert plan.grammar is not None
@@ -226,6 +291,9 @@ def test_which_tools_take_part() -> None:
     assert plan_tools([CLOCK], ToolChoice("none"), "hermes") == ToolPlan()
     assert plan_tools([CLOCK], ToolChoice(), "hermes").needs_special_tokens
     assert plan_tools([CLOCK], ToolChoice(), "").parser() is None
+    bare = '{"name": "clock", "parameters": {}}'
+    assert read(plan_tools([CLOCK], ToolChoice(), "llama3_json"), bare) == ("", [("clock", "{}")])
+    assert read(plan_tools([WEATHER], ToolChoice(), "llama3_json"), bare) == (bare, [])
     assert collect([parse(ToolPlan(), "<tool_call>")]) == ("<tool_call>", [])
 
 
@@ -240,6 +308,11 @@ def test_which_tools_take_part() -> None:
             ToolChoice("required"),
             "tools",
         ),
+        *[
+            ([function("f", {"type": "object", key: value})], ToolChoice("required"), "tools")
+            for key in ("$defs", "definitions")
+            for value in ([1], "ab", 5, True)
+        ],
     ],
 )
 def test_wrong_tools(tools: list[dict[str, Any]], choice: ToolChoice, field: str) -> None:
@@ -252,8 +325,14 @@ def test_deep_schemas_are_refused() -> None:
     schema: dict[str, Any] = {"type": "object"}
     for _ in range(100):
         schema = {"type": "object", "properties": {"x": schema}}
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    with pytest.raises(InvalidArgumentError, match="nested deeper"):
+    tool = function("f", schema)
+    plan = plan_tools([tool], ToolChoice("required"), "")
+    assert plan.grammar is not None
+    with pytest.raises(InvalidInputError, match="nested values"):
+        build(plan.grammar)
+    for _ in range(60):
+        tool["function"]["parameters"] = {"properties": {"x": tool["function"]["parameters"]}}
+    with pytest.raises(InvalidArgumentError, match="not JSON"):
         plan_tools([tool], ToolChoice("required"), "")
 
 

@@ -11,6 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 from scripted_generation import ScriptedGenerator, byte_ids, plain_tokenizer, token_id
 from typed_generation import USER, WEATHER, parameters, service
 
+from headrace.runtimes.generation.parameters import Grammar
 from headrace.server.errors import (
     InputEmptyError,
     InvalidArgumentError,
@@ -105,6 +106,17 @@ async def test_forced_calls(generating: Generating, call: Call) -> None:
         request.parameters.structured_output.regex = "a"
         with pytest.raises(InvalidArgumentError, match="cannot be combined"):
             await chat_service(generating, generator).Chat(request, call)
+
+
+async def test_structured_output_beside_a_strict_function(generating: Generating, call: Call) -> None:
+    """The function need not be called, so the output's own constraint rules."""
+    generator = ScriptedGenerator(byte_ids("aa"), "stop")
+    strict = pb.Tool(name="weather", strict=True)
+    given = parameters(structured_output={"regex": "a+"})
+    request = pb.ChatRequest(conversation=conversation(tools=[strict]), parameters=given)
+    answer = await chat_service(generating, generator).Chat(request, call)
+    assert answer.choices[0].message.content == "aa"
+    assert generator.tickets[0].sampling.grammar == Grammar("regex", "a+")
 
 
 async def test_all_of_a_conversation_reaches_the_template(generating: Generating, call: Call) -> None:

@@ -118,7 +118,7 @@ def test_a_search_waits_for_all_of_its_slots() -> None:
     assert (search.slot, after.slot) == (NO_SLOT, NO_SLOT)
     desk.scheduler.remove(lone)
     desk.step()
-    assert sorted([search.slot, *search.spare]) == [0, 1, 2]
+    assert sorted([search.slot, *search.request.spare]) == [0, 1, 2]
     assert after.slot == NO_SLOT
     desk.scheduler.remove(search)
     assert sorted(desk.released) == [0, 0, 1, 2]

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from headrace.runtimes.base import InvalidInputError
 from headrace.runtimes.generation.parameters import Grammar, GrammarKind, Sampling
 from headrace.runtimes.generation.sampling import Sampler
 from headrace.runtimes.generation.structured import GrammarCompiler, Matcher
@@ -92,8 +93,8 @@ class World:
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def accepts(self, kind: GrammarKind, grammar: str, text: str) -> bool:
-        matcher = self.compiler.compile(Grammar(kind, grammar)).matcher()
+    def accepts(self, kind: GrammarKind, grammar: str, text: str, *, closed: bool = False) -> bool:
+        matcher = self.compiler.compile(Grammar(kind, grammar, closed=closed)).matcher()
         for token in self.tokenizer.encode(text).ids:
             if token not in allowed(matcher, self.size):
                 return False
@@ -159,6 +160,46 @@ def test_compact_json_has_no_whitespace(world: World) -> None:
     loose = {world.generate(Grammar("json_schema", schema), seed) for seed in range(20)}
     assert any(re.search(r"\s", text) for text in loose)
     assert not any(re.search(r"\s{17}", text) for text in loose)
+
+
+def test_whitespace_of_the_callers_choice(world: World) -> None:
+    schema = json.dumps(Cat.model_json_schema())
+    texts = {
+        world.generate(Grammar("json_schema", schema, whitespace=r"\s{2}"), seed, nudge=" \n")
+        for seed in range(10)
+    }
+    assert all(json.loads(text)["kind"] == "cat" for text in texts)
+    runs = {run for text in texts for run in re.findall(r"\s+", text)}
+    assert runs
+    assert {len(run) for run in runs} == {2}
+    with pytest.raises(InvalidInputError, match="grammar or schema cannot be used"):
+        world.compiler.compile(Grammar("json_object", whitespace="("))
+    with pytest.raises(InvalidInputError, match="whitespace pattern"):
+        world.compiler.compile(Grammar("json_object", whitespace="[ ]{0,100000}"))
+
+
+OPEN = {
+    "type": "object",
+    "properties": {
+        "properties": {"$ref": "#/$defs/properties"},
+        "free": {"type": "object", "properties": {}, "additionalProperties": True},
+        "data": {"const": {"properties": 1}},
+        "any": {"type": "object"},
+    },
+    "$defs": {"properties": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
+
+
+def test_a_closed_schema_has_no_other_properties(world: World) -> None:
+    def accepts(text: str, closed: bool) -> bool:
+        return world.accepts("json_schema", json.dumps(OPEN), text, closed=closed)
+
+    for text in ('{"x": 1}', '{"properties": {"x": 1}}'):
+        assert accepts(text, closed=False)
+        assert not accepts(text, closed=True)
+    for text in ('{"properties": {"a": 1}}', '{"free": {"x": 1}}', '{"data": {"properties": 1}}',
+                 '{"any": {"x": 1}}'):  # fmt: skip
+        assert accepts(text, closed=True)
 
 
 def test_json_object(world: World) -> None:

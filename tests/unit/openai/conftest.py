@@ -85,7 +85,7 @@ class ScriptedTicket:
 
     def _plan(self) -> Iterator[list[Event]]:
         sampling, engine = self.sampling, self.engine
-        if sampling.grammar is not None:
+        if sampling.checked_by_engine:
             yield [Accepted(0)]
         first: list[Event] = [Started(0, engine.cached_tokens)]
         if sampling.prompt_logprobs is not None:

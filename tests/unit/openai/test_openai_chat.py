@@ -17,6 +17,7 @@ WEATHER: dict[str, Any] = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "get_time"}}
+NO_DEFINITIONS = {"type": "function", "function": {"name": "f", "parameters": {"$defs": [1]}}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Pa\\"ris"}}\n</tool_call>'
 OTHER = '<tool_call>{"name": "get_weather", "arguments": {"city": "Köln"}}</tool_call>'
 
@@ -162,6 +163,8 @@ async def test_messages_of_all_kinds(api: Any) -> None:
         {"role": "developer", "content": "Be kind."},
         {"role": "user", "name": "x", "content": [
             {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "c"}, {"type": "refusal", "refusal": "d"}]},
         {"role": "assistant", "content": None, "tool_calls": [
             {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
         ]},
@@ -170,6 +173,7 @@ async def test_messages_of_all_kinds(api: Any) -> None:
     ])  # fmt: skip
     assert api.engine.prompt == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\na\nb<|im_end|>\n"
+        "<|im_start|>assistant\nc\nd<|im_end|>\n"
         '<|im_start|>assistant\n{"name": "f", "arguments": {"x": 1}}<|im_end|>\n'
         "<|im_start|>tool\n42<|im_end|>\n<|im_start|>narrator\nend<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -191,8 +195,10 @@ async def test_continuing_the_last_message(api: Any) -> None:
 async def test_limits(api: Any) -> None:
     await api.chat(max_tokens=5, max_completion_tokens=7)
     assert api.engine.sampling.max_tokens == 7
-    await api.chat(max_tokens=100_000)
-    assert api.engine.sampling.max_tokens == 491
+    for large in (100_000, 2**31, 2**64 - 1):
+        await api.chat(max_tokens=large, priority=-(2**63) + 1)
+        assert api.engine.sampling.max_tokens == 491
+        assert api.engine.sampling.priority == -(2**63) + 1
     cut = await api.chat(max_tokens=5)
     assert cut.json["choices"][0]["finish_reason"] == "length"
     kept = await api.chat(truncate_prompt_tokens=4, return_token_ids=True)
@@ -217,6 +223,7 @@ async def test_limits(api: Any) -> None:
     ({"stream_options": {}}, "stream_options", "only be defined when `stream=True`"),
     ({"tools": []}, "tools", "`tools` must not be an empty array."),
     ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools", "function"),
+    ({"tools": [NO_DEFINITIONS], "tool_choice": "required"}, "tools", "`$defs` is not a JSON object"),
     ({"tool_choice": "auto"}, "tool_choice", "When using `tool_choice`, `tools` must be set."),
     ({"tools": [WEATHER], "tool_choice": "must"}, "tool_choice", "Invalid value for `tool_choice`: must!"),
     ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 
 def joined(pieces: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
@@ -158,6 +159,35 @@ async def test_echo_with_logprobs_scores_the_prompt(api: Any, stream: bool, as_i
     assert all(max(top.values()) == -0.5 for top in logprobs["top_logprobs"][1:])
     assert logprobs["text_offset"] == [0, 1, 2, 3, 4, 4, 5]
     assert api.engine.sampling.prompt_logprobs == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("skip", [None, False])
+@pytest.mark.parametrize("as_ids", [False, True])
+async def test_offsets_behind_special_tokens_of_the_prompt(
+    api: Any, stream: bool, skip: bool | None, as_ids: bool
+) -> None:
+    text = "<bos>é<|im_end|>y"
+    prompt = api.engine.tokenizer.encode(text).ids if as_ids else text
+    api.engine.script = lambda *_: "<bos>o"
+    reply = await api.complete(prompt, echo=True, logprobs=0, stream=stream, skip_special_tokens=skip)
+    choices = [event["choices"][0] for event in reply.events] if stream else reply.json["choices"]
+    written = "<bos>o" if skip is False else "o"
+    assert "".join(choice["text"] for choice in choices) == text + written
+    offsets = joined([choice["logprobs"] for choice in choices])["text_offset"]
+    assert offsets == [0, 5, 5, 6, 16, *([17, 22, 23] if skip is False else [17, 17, 18])]
+
+
+async def test_what_the_tokenizer_adds_to_an_echoed_prompt_moves_no_offset(api: Any) -> None:
+    tokenizer = api.engine.tokenizer
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <|im_end|>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<bos>", "<|im_end|>")],
+    )
+    reply = await api.complete("ab", echo=True, logprobs=0, max_tokens=1, skip_special_tokens=False)
+    (choice,) = reply.json["choices"]
+    assert choice["text"] == "abH"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 2, 2]
 
 
 async def test_echo_alone(api: Any) -> None:

@@ -15,6 +15,8 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": True,
 }
+NESTED = json.loads('{"a":' * 253 + "0" + "}" * 253)
+"""Can be written, but not as a member of an event's response."""
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
 
 
@@ -176,6 +178,28 @@ async def test_formats_and_forced_tools(api: Any) -> None:
     assert call["call_id"].startswith("call_")
 
 
+async def test_a_format_and_a_strict_function_that_need_not_be_called(api: Any) -> None:
+    """The answer matches the format here and in chats."""
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    form = {"type": "json_schema", "name": "n", "schema": schema}
+    await api.respond("Hi", tools=[WEATHER], text={"format": form})
+    mine = api.engine.sampling.grammar
+    function = {key: value for key, value in WEATHER.items() if key != "type"}
+    nested = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    await api.chat(tools=[{"type": "function", "function": function}], response_format=nested)
+    assert mine == api.engine.sampling.grammar
+    assert json.loads(mine.text) == schema
+
+
+async def test_the_deepest_metadata_that_can_be_repeated(api: Any) -> None:
+    deep = NESTED
+    while (reply := await api.respond("Hi", metadata=deep)).status == 400:
+        assert api.engine.tickets == []
+        deep = deep["a"]
+    assert reply.json["metadata"] == deep
+    assert events(await api.respond("Hi", metadata=deep, stream=True))[-1]["response"]["metadata"] == deep
+
+
 async def test_parameters(api: Any) -> None:
     await api.respond(
         "Hi", temperature=0.5, top_p=0.9, top_k=3, seed=1, stop="x", n=4, tools=[], tool_choice="auto"
@@ -193,6 +217,10 @@ async def test_parameters(api: Any) -> None:
     ({"background": True}, 501, "background"),
     ({"tools": [{"type": "web_search"}]}, 400, "tools"),
     ({"tool_choice": "required"}, 400, "tool_choice"),
+    ({"tool_choice": {"type": "function", "name": "f"}}, 400, "tool_choice"),
+    ({"metadata": NESTED}, 400, "metadata"),
+    ({"reasoning": {"effort": NESTED}}, 400, "reasoning"),
+    ({"tools": [{**WEATHER, "parameters": NESTED, "strict": False}]}, 400, "tools"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, 400, "input"),
     ({"input": []}, 400, "messages"),
     ({"input": None}, 400, "input"),

@@ -10,6 +10,25 @@ from headrace.server.codecs.openai_structured import ResponseFormat, StructureBo
 from headrace.server.errors import InvalidArgumentError
 
 
+@pytest.mark.parametrize("given", [{"json": {"properties": {}}}, {"json_object": True}])
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (False, "", False)),
+        ({"disable_any_whitespace": True}, (True, "", False)),
+        ({"whitespace_pattern": "[ ]?"}, (False, "[ ]?", False)),
+        ({"whitespace_pattern": ""}, (True, "", False)),
+        ({"disable_additional_properties": True}, (False, "", True)),
+    ],
+)
+def test_how_json_is_written_reaches_the_grammar(
+    given: dict[str, Any], fields: dict[str, Any], expected: tuple[bool, str, bool]
+) -> None:
+    found = grammar(StructureBody(structured_outputs=StructuredOutputs(**given, **fields)))
+    assert found is not None
+    assert (found.compact, found.whitespace, found.closed) == expected
+
+
 def nested(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object"}
     for _ in range(levels):
