@@ -10,6 +10,7 @@
     ├── TaskNotSupportedError       the model exists but does something else
     ├── InvalidArgumentError        the request is wrong
     │   ├── InvalidTensorError      … its tensors do not fit the model
+    │   │   └── TensorRefusedError  … the model itself says so
     │   ├── InvalidJsonError        … its body is not the JSON that was expected
     │   ├── InputEmptyError         … nothing to work on
     │   ├── RequestRefusedError     … the engine says so
@@ -83,6 +84,10 @@ class InvalidTensorError(InvalidArgumentError):
     """The request's tensors do not fit the model."""
 
 
+class TensorRefusedError(InvalidTensorError):
+    """The model that was to run refuses the values of the request's tensors."""
+
+
 class InvalidJsonError(InvalidArgumentError):
     """The body is not the JSON that was expected."""
 
@@ -96,7 +101,7 @@ class InputTooLongError(InvalidArgumentError):
 
 
 class RequestRefusedError(InvalidArgumentError):
-    """The engine that was to generate refuses the request: its grammar, most often."""
+    """The engine that was to generate refuses the request: its grammar, most often, or its beams."""
 
 
 class ChatTemplateError(InvalidArgumentError):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import pickle
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -39,16 +39,13 @@ from headrace.server.repository.factory import RunningModels
 from headrace.server.repository.registry import Repository
 from headrace.server.services.health import Health
 from headrace.server.services.registry import Dependencies
-from headrace.server.serving import GRPC_OPTIONS, add_services, grpc_server, service_names, settle_memory
+from headrace.server.serving import GRPC_OPTIONS, add_services, grpc_server, service_health, settle_memory
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry import logs
 from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.workers.supervised import RestartPolicy
-
-if TYPE_CHECKING:
-    pass
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +72,8 @@ class Front:
         self._requests = Requests(link.send)
         self._metrics = RequestMetrics()
         self._tokenizing = Tokenizing(threads=min(2, settings.cores))
-        self._generating = Generating(self._tokenizing)
+        access = Access(key.get_secret_value() for key in settings.api_keys)
+        self._generating = Generating(self._tokenizing, tenant=access.tenant)
         # The core loads models, and load and unload are forwarded to it: this one only looks them up.
         self._repository = Repository(
             settings.model_repository,
@@ -88,7 +86,7 @@ class Front:
         self._catalogues: asyncio.Queue[Catalogue] = asyncio.Queue()
         self._settled = False
         self._drain: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._health = Health(service_names())
+        self._health = Health(service_health())
         self._channel = grpc.aio.insecure_channel(f"unix:{begin.core}", options=GRPC_OPTIONS)
         self._server = grpc_server(shared_port=True)
         self._certificates = server_certificates(settings)
@@ -100,7 +98,6 @@ class Front:
             Metrics(self._metrics, self._repository.ready_models),
             lambda: self._following.serving,
         )
-        access = Access(key.get_secret_value() for key in settings.api_keys)
         interceptors = Interceptors(self._metrics, access)
         add_services(self._server, dependencies, interceptors, self._health, forwarding(self._channel))
 
@@ -173,10 +170,10 @@ class Front:
     async def _show(self, catalogue: Catalogue) -> None:
         """Bring the health service up to date."""
         ready = catalogue.serving and self._repository.all_ready()
-        states = self._repository.states()
+        states, loaded = self._repository.states(), self._repository.ready_models()
         if not catalogue.serving and self._settled:  # it drains
-            states = dict.fromkeys(states, False)
-        await self._health.update(ready=ready, models=states)
+            states, loaded = dict.fromkeys(states, False), []
+        await self._health.update(ready=ready, models=states, loaded=loaded)
 
     def _release(self, number: int) -> None:
         self._count(0)

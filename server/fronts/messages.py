@@ -170,6 +170,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True, tag="run"):
     parts: tuple[PartMessage, ...]
     priority: int
     timeout_us: int
+    wait: bool
 
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, tag="submit"):

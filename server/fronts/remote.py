@@ -70,7 +70,9 @@ class RemoteBatcher:
         """Requests of this front that have not been answered."""
         return self._active
 
-    async def run(self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0) -> list[PartResult]:
+    async def run(
+        self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0, wait: bool = False
+    ) -> list[PartResult]:
         """Execute the parts of one request: see :meth:`headrace.server.scheduling.batcher.Batcher.run`."""
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Ran] = loop.create_future()
@@ -87,7 +89,7 @@ class RemoteBatcher:
         self._active += 1
         try:
             messages = tuple([_message(part) for part in parts])
-            self._requests.send(Run(request, self._model, messages, priority, timeout_us))
+            self._requests.send(Run(request, self._model, messages, priority, timeout_us, wait))
             ran = await answered
         except asyncio.CancelledError:
             self._requests.send(Cancel(request))

@@ -102,7 +102,9 @@ class Session:
         if batcher is None:
             raise ModelNotReadyError(_GONE)
         parts = [_part(part) for part in message.parts]
-        results = await batcher.run(parts, priority=message.priority, timeout_us=message.timeout_us)
+        results = await batcher.run(
+            parts, priority=message.priority, timeout_us=message.timeout_us, wait=message.wait
+        )
         pending = parts[0].pending if parts else None
         times = (0, 0, 0, 0)
         if pending is not None:

@@ -46,6 +46,11 @@ class Batch:
         """Whether nobody waits for any of the parts."""
         return all(part.abandoned for part in self.parts)
 
+    @property
+    def shared(self) -> bool:
+        """Whether the parts are those of more than one request."""
+        return any(part.pending is not self.parts[0].pending for part in self.parts)
+
 
 def layout(parts: Sequence[Part]) -> tuple[tuple[Tensor, ...], int]:
     """Plan where each joined input lies in the batch's block; returns the tensors and its size in bytes."""

@@ -19,13 +19,15 @@ from headrace.server.errors import (
     ModelNotReadyError,
     QueueFullError,
     QueueTimeoutError,
+    TensorRefusedError,
     WorkerCrashedError,
 )
 from headrace.server.scheduling.batch import Batch, split
 from headrace.server.scheduling.formation import select
 from headrace.server.scheduling.gathering import Gathering
+from headrace.server.scheduling.line import Entry, Line
 from headrace.server.scheduling.queue import WaitingParts
-from headrace.server.scheduling.work import Part, PartResult, Pending
+from headrace.server.scheduling.work import Alone, Part, PartResult, Pending
 
 if TYPE_CHECKING:
     from headrace.runtimes.wire import Executed
@@ -75,6 +77,7 @@ class Batcher:
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
         self._waiting = WaitingParts(policy)
+        self._line = Line(self._waiting)
         self._executors: list[Executor] = []
         self._scheduled = False
         self._gathering = Gathering()
@@ -91,19 +94,23 @@ class Batcher:
 
     @property
     def active(self) -> int:
-        """Requests that have been admitted and not answered."""
+        """Requests that have been admitted, or wait for room, and are not answered."""
         return self._requests
 
-    async def run(self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0) -> list[PartResult]:
+    async def run(
+        self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0, wait: bool = False
+    ) -> list[PartResult]:
         """Execute the parts of one request and return their results in order.
 
         Args:
             parts: admitted all or none.
             priority: 0 for the default level, 1 the most urgent.
             timeout_us: microseconds the request may wait in the queue, where the policy lets it choose.
+            wait: for room, in line with others who do, instead of being refused. Newcomers of its level, and
+                of less urgent ones, are refused meanwhile.
 
         Raises:
-            QueueFullError: no room for all parts.
+            QueueFullError: no room for all parts; with ``wait``, the queue never has so much.
             QueueTimeoutError: waited longer than the policy allows.
             WorkerCrashedError: the worker died while it ran a part.
             ExecutionFailedError: the model failed.
@@ -111,12 +118,14 @@ class Batcher:
         """
         start = time.monotonic_ns()
         pending = Pending(len(parts), self._loop)
-        self._admit(parts, pending, self.policy.level(priority), timeout_us, start)
+        level = self.policy.level(priority)
+        self._admit(pending, parts, level, timeout_us, start, wait=wait)
         self._requests += 1
         self._statistics.pending += 1
         try:
             results = await pending.future
         except BaseException as error:
+            self._line.leave(pending, level)
             self._withdraw(parts)
             self._statistics.failed(time.monotonic_ns() - start, _failure_reason(error))
             raise
@@ -144,6 +153,9 @@ class Batcher:
     def abort(self, error: HeadraceError) -> None:
         """Refuse new requests and fail those that wait: no instance will run them."""
         self._closed = error
+        for entry in list(self._line):
+            self._line.leave(entry.pending, entry.level)
+            entry.pending.fail(error)
         for part in list(self._waiting):
             self._drop(part)
             _pending(part).fail(error)
@@ -183,7 +195,10 @@ class Batcher:
         self.schedule()
 
     def failed(self, batch: Batch, error: HeadraceError) -> None:
-        """Fail every request that has a part in the batch."""
+        """Fail every request that has a part in the batch, or find out which ones have invalid values."""
+        if isinstance(error, TensorRefusedError) and batch.shared:
+            self._separate(batch)
+            return
         for part in batch.parts:
             part.batch = None
             _pending(part).fail(error)
@@ -194,28 +209,57 @@ class Batcher:
         kept = [part for part in batch.parts if not part.abandoned]
         for part in kept:
             part.batch = None
+            if part.expires:
+                part.timer = self._loop.call_at(part.expires, self._expire, part)
         self._waiting.put_back(kept)
         self.schedule()
 
+    def _separate(self, batch: Batch) -> None:
+        """Run a batch again, each request by itself: one with invalid values must not fail the others."""
+        ran = (time.monotonic_ns() - batch.sent_ns) * 1e-9
+        for part in batch.parts:
+            part.key = Alone(part.key, part.pending)
+            if part.expires:
+                part.expires += ran  # which it did not wait
+        self.returned(batch)
+
     # The queue.
 
-    def _admit(self, parts: Sequence[Part], pending: Pending, level: int, timeout_us: int, now: int) -> None:
+    def _admit(
+        self, pending: Pending, parts: Sequence[Part], level: int, timeout_us: int, now: int, *, wait: bool
+    ) -> None:
         if self._closed is not None:
             raise self._closed
         for index, part in enumerate(parts):
             part.index = index
             part.pending = pending
             part.enqueued_ns = now
-        try:
-            self._waiting.add(parts, level)
-        except QueueFullError:
+        if self._waiting.fits(len(parts), level) and not (self._line and self._line.precedes(level)):
+            self._enter(parts, level, timeout_us)
+        elif wait and len(parts) <= self.policy.capacity(level):
+            self._line.join(Entry(pending, parts, level, timeout_us))
+        else:
             self._statistics.failed(0, "REJECTED")
-            raise
+            raise self._waiting.full(len(parts), level)
+
+    def _enter(self, parts: Sequence[Part], level: int, timeout_us: int) -> None:
+        """Have parts wait in the queue, which has room for them."""
+        self._waiting.add(parts, level)
         limit = self.policy.timeout_us(level, timeout_us)
         if limit:
+            expires = self._loop.time() + limit * 1e-6
             for part in parts:
-                part.timer = self._loop.call_later(limit * 1e-6, self._expire, part)
+                part.expires = expires
+                part.timer = self._loop.call_at(expires, self._expire, part)
         self.schedule()
+
+    def _let_in(self) -> None:
+        """Let in who waits for room, now that there may be some."""
+        if self._line:
+            for entry in self._line.let_in():
+                for part in entry.parts:
+                    part.enqueued_ns = time.monotonic_ns()
+                self._enter(entry.parts, entry.level, entry.timeout_us)
 
     def _drop(self, part: Part) -> bool:
         if part.timer is not None:
@@ -230,6 +274,7 @@ class Batcher:
                 batch = part.batch
                 for executor in self._executors:
                     executor.cancel(batch)
+        self._let_in()
 
     def _expire(self, part: Part) -> None:
         part.timer = None
@@ -237,9 +282,10 @@ class Batcher:
             return
         if self.policy.queue_of(part.level).delay:
             self._waiting.postpone(part)
-            return
-        self._drop(part)
-        _pending(part).fail(QueueTimeoutError("Request timeout expired"))
+        else:
+            self._drop(part)
+            _pending(part).fail(QueueTimeoutError("Request timeout expired"))
+        self._let_in()
 
     # Forming batches.
 
@@ -292,6 +338,7 @@ class Batcher:
             part.batch = batch
         batch.sent_ns = time.monotonic_ns()
         executor.send(batch)
+        self._let_in()
 
     def _remaining_delay(self) -> float:
         """Seconds that the oldest part may still wait for a better batch."""

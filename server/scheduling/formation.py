@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from headrace.server.scheduling.lengths import cheapest_batch
 from headrace.server.scheduling.policy import BatchingPolicy
-from headrace.server.scheduling.work import Part
+from headrace.server.scheduling.work import Alone, Part
 
 WINDOW: Final = 512
 """Waiting parts that are looked at for one batch; bounds the cost of forming it."""
@@ -52,18 +52,24 @@ def select(waiting: Iterable[Part], policy: BatchingPolicy, share: int) -> Selec
         return Selection([first], "full", complete=True)
     alike = [part for part in window if part.key == first.key]
     if policy.max_tokens and first.tokens:
-        limit = min(policy.max_rows, max(1, share))
-        if policy.padding == "none":
-            return _in_order(alike[:limit], policy)
-        joining = max(JOINING, -(-len(alike) // 3))
+        selection = _older_texts(alike, first, policy, min(policy.max_rows, max(1, share)))
+    else:
+        selection = _rows(alike, policy, share, mixed=len(alike) < len(window))
+    return selection._replace(complete=True) if isinstance(first.key, Alone) else selection
+
+
+def _older_texts(alike: list[Part], first: Part, policy: BatchingPolicy, limit: int) -> Selection:
+    """Take texts among the oldest, up to ``limit``."""
+    if policy.padding == "none":
+        return _in_order(alike[:limit], policy)
+    joining = max(JOINING, -(-len(alike) // 3))
+    selection = _texts(alike[:joining], first, policy, limit)
+    while len(selection.parts) == joining < min(len(alike), limit):
+        joining += JOINING
         selection = _texts(alike[:joining], first, policy, limit)
-        while len(selection.parts) == joining < min(len(alike), limit):
-            joining += JOINING
-            selection = _texts(alike[:joining], first, policy, limit)
-        # who comes now is behind those that may join
-        settled = len(selection.parts) < joining <= len(alike)
-        return selection._replace(complete=selection.complete or settled)
-    return _rows(alike, policy, share, mixed=len(alike) < len(window))
+    # who comes now is behind those that may join
+    settled = len(selection.parts) < joining <= len(alike)
+    return selection._replace(complete=selection.complete or settled)
 
 
 def _rows(alike: list[Part], policy: BatchingPolicy, share: int, *, mixed: bool) -> Selection:

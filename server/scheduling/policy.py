@@ -70,6 +70,10 @@ class BatchingPolicy:
         """Return the limits of ``level``."""
         return self.level_queues.get(level, self.queue)
 
+    def capacity(self, level: int) -> int:
+        """Return how many parts may wait in ``level``."""
+        return min(self.max_queue, self.queue_of(level).max_size or self.max_queue)
+
     def timeout_us(self, level: int, requested: int) -> int:
         """Return how many microseconds a request may wait in ``level``; 0 for ever."""
         queue = self.queue_of(level)

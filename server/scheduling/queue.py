@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from headrace.server.errors import QueueFullError
@@ -34,30 +34,39 @@ class WaitingParts:
         """Iterate most urgent level first, oldest first within a level, delayed parts last."""
         return chain(*self._levels.values(), self._delayed)
 
-    def add(self, parts: Iterable[Part], level: int) -> None:
-        """Admit all parts or none.
+    @property
+    def room(self) -> int:
+        """Parts that may still come in, as far as it is not their level that is full."""
+        return self._policy.max_queue - self._size
 
-        Raises:
-            QueueFullError: the level or the queue has no room for all of them.
-        """
-        waiting = list(parts)
-        queue = self._levels[level]
+    def fits(self, count: int, level: int) -> bool:
+        """Tell whether ``level`` has room for ``count`` more parts."""
         limit = self._policy.queue_of(level).max_size
-        full = self._size + len(waiting) > self._policy.max_queue
-        if full or (limit and len(queue) + len(waiting) > limit):
-            msg = "Exceeds maximum queue size"
-            raise QueueFullError(msg, waiting=str(self._size), limit=str(limit or self._policy.max_queue))
-        for part in waiting:
+        return self._size + count <= self._policy.max_queue and (
+            not limit or len(self._levels[level]) + count <= limit
+        )
+
+    def add(self, parts: Sequence[Part], level: int) -> None:
+        """Put parts behind those that wait in ``level``, which has room for all of them (:meth:`fits`)."""
+        queue = self._levels[level]
+        for part in parts:
             part.level = level
             queue[part] = None
-        self._size += len(waiting)
+        self._size += len(parts)
 
-    def put_back(self, parts: Iterable[Part]) -> None:
-        """Return parts that no worker has begun to the front of their levels."""
-        for part in reversed(list(parts)):
-            queue = self._levels[part.level]
-            self._levels[part.level] = {part: None, **queue}
-            self._size += 1
+    def full(self, count: int, level: int) -> QueueFullError:
+        """Return what is said when ``level`` has no room for ``count`` more parts: which limit it is."""
+        waiting, limit = len(self._levels[level]), self._policy.queue_of(level).max_size
+        if not limit or waiting + count <= limit:
+            waiting, limit = self._size, self._policy.max_queue
+        return QueueFullError("Exceeds maximum queue size", waiting=str(waiting), limit=str(limit))
+
+    def put_back(self, parts: Sequence[Part]) -> None:
+        """Return parts to the front of their levels, in their order, whether there is room or not."""
+        for level in {part.level for part in parts}:
+            first = {part: None for part in parts if part.level == level}
+            self._levels[level] = first | self._levels[level]
+        self._size += len(parts)
 
     def remove(self, part: Part) -> bool:
         """Take a part out, wherever it waits; False when it does not."""

@@ -23,7 +23,9 @@ class BatchRunner(Protocol):
     def active(self) -> int:
         """Requests that have been admitted and not answered."""
 
-    async def run(self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0) -> list[PartResult]:
+    async def run(
+        self, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0, wait: bool = False
+    ) -> list[PartResult]:
         """Execute the parts of one request: see :meth:`headrace.server.scheduling.batcher.Batcher.run`.
 
         Afterwards ``pending`` of each part has the durations.

@@ -63,6 +63,13 @@ class Pending:
             self.future.set_exception(error)
 
 
+class Alone(NamedTuple):
+    """Key of parts that are run again by themselves: only those of the same request may share a batch."""
+
+    key: Hashable
+    pending: Pending | None
+
+
 class Part:
     """One schedulable unit.
 
@@ -75,8 +82,8 @@ class Part:
     """
 
     __slots__ = (
-        "batch", "enqueued_ns", "index", "inputs", "key", "level", "outputs", "pending", "rows", "timer",
-        "tokens",
+        "batch", "enqueued_ns", "expires", "index", "inputs", "key", "level", "outputs", "pending", "rows",
+        "timer", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +105,8 @@ class Part:
         self.level: int = 1  # priority level, 1 is the most urgent
         self.index = 0  # position among the request's parts
         self.enqueued_ns = 0  # monotonic
-        self.timer: asyncio.TimerHandle | None = None  # fires when the queue timeout passes
+        self.expires = 0.0  # when the queue timeout passes, time of the loop; 0 for never
+        self.timer: asyncio.TimerHandle | None = None  # fires then, while the part waits
         self.pending: Pending | None = None
         self.batch: Batch | None = None  # set while a worker has it
 

@@ -93,7 +93,7 @@ async def _read(
             if generator is not None:
                 answers.run(answers.many(generator))
             else:
-                before = answers.run(answers.one(answer(request), before))
+                before = answers.run(answers.one(answer, request, before))
     except Exception as error:  # noqa: BLE001 - it comes behind the answers that are under way
         failure = error
     await answers.finish(failure)
@@ -120,11 +120,16 @@ class _Answers(Generic[Response]):
         task.add_done_callback(self._ended)
         return task
 
-    async def one(self, answer: Awaitable[Response], before: asyncio.Task[None] | None) -> None:
+    async def one(
+        self,
+        answer: Callable[[Request], Awaitable[Response]],
+        request: Request,
+        before: asyncio.Task[None] | None,
+    ) -> None:
         """Give one answer, once the task ``before`` has given its own."""
         result: Response | Exception
         try:
-            result = await answer
+            result = await answer(request)
         except Exception as error:  # noqa: BLE001 - it has its turn too
             result = error
         if before is not None and not before.done():

@@ -32,6 +32,7 @@ class ClassifyOptions:
         direction: which end is cut.
         limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
         special: let the tokenizer add its special tokens.
+        wait: for room in the model's queue, instead of being refused when it is full.
     """
 
     raw_scores: bool = False
@@ -40,6 +41,7 @@ class ClassifyOptions:
     direction: Direction = Direction.RIGHT
     limit: int | None = None
     special: bool = True
+    wait: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ async def classify(
     run = await run_texts(
         tokenizing, model, inputs, "logits",
         truncate=options.truncate, direction=options.direction, limit=options.limit, special=options.special,
+        wait=options.wait,
     )  # fmt: skip
     order, scores = await call_by_size(
         tokenizing, run.size, _score, run,

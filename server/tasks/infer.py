@@ -8,7 +8,7 @@ from headrace.runtimes.datatypes import BYTES
 from headrace.server.errors import ExecutionFailedError, QueueFullError
 from headrace.server.repository.model import Form, Plan
 from headrace.server.scheduling.work import Part, PartInput, PartResult
-from headrace.server.tasks.batching import batcher_of
+from headrace.server.tasks.batching import batcher_of, run_in_turns
 from headrace.server.tasks.infer_names import request_prefix
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
 from headrace.server.tasks.infer_text import infer_text
@@ -28,13 +28,17 @@ MAX_PLANS: Final = 256
 """Forms of requests that are remembered for each model."""
 
 
-async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> InferResponse:
+async def infer(
+    tokenizing: Tokenizing, model: Model, request: InferRequest, *, split: bool = False
+) -> InferResponse:
     """Run ``request`` on ``model``.
 
     Args:
         tokenizing: threads for texts, and for what is too long for the event loop.
         model: the version that answers; the request's own ``model`` and ``version`` chose it.
         request: tensors as decoded, not yet checked.
+        split: run more rows than the model takes at once as several batches, whatever its configuration says
+            of them, and join their outputs.
 
     Returns:
         The named outputs in the order they were named, or all of them in the order of the configuration.
@@ -51,16 +55,17 @@ async def infer(tokenizing: Tokenizing, model: Model, request: InferRequest) -> 
     if plan is None:
         # Only BYTES are walked element by element; everything else is compared by size.
         walked = sum(len(tensor.data) for tensor in request.inputs if tensor.datatype == BYTES)
-        checked = await call_by_size(tokenizing, walked, validate, model, request)
+        checked = await call_by_size(tokenizing, walked, validate, model, request, split=split)
         plan = _plan(model, request, checked)
-        if form is not None:
+        # what is split only here would be refused elsewhere
+        if form is not None and not (split and 0 < model.max_batch_size < plan.rows):
             _remember(model.plans, form, plan)
     specs = plan.answer
     try:
         if model.text is not None:
             result = await infer_text(tokenizing, model, request.inputs[plan.inputs[0][0]])
         else:
-            result = await _run(batcher, model, request, plan)
+            result = await _run(tokenizing, batcher, model, request, plan)
     except QueueFullError as error:
         raise QueueFullError(request_prefix(request.id) + error.message, **error.metadata) from error
     outputs = [_output(model, spec, result) for spec in specs]
@@ -115,7 +120,9 @@ def _plan(model: Model, request: InferRequest, checked: Checked) -> Plan:
     return Plan(inputs, checked.rows, key, outputs, answer)
 
 
-async def _run(batcher: BatchRunner, model: Model, request: InferRequest, plan: Plan) -> PartResult:
+async def _run(
+    tokenizing: Tokenizing, batcher: BatchRunner, model: Model, request: InferRequest, plan: Plan
+) -> PartResult:
     given = request.inputs
     inputs = [
         PartInput(given[index].name, given[index].datatype, shape, given[index].data)
@@ -123,13 +130,15 @@ async def _run(batcher: BatchRunner, model: Model, request: InferRequest, plan: 
     ]
     if model.batching and plan.rows > model.max_batch_size:
         counts = row_counts(plan.rows, model.max_batch_size)
+        walked = sum(len(tensor.data) for tensor in inputs if tensor.datatype == BYTES)
+        cut = await call_by_size(tokenizing, walked, split_rows, inputs, counts)
         parts = [
             Part(batch, outputs=plan.outputs, rows=rows, key=plan.key)
-            for batch, rows in zip(split_rows(inputs, counts), counts, strict=True)
+            for batch, rows in zip(cut, counts, strict=True)
         ]
     else:
         parts = [Part(inputs, outputs=plan.outputs, rows=plan.rows, key=plan.key)]
-    results = await batcher.run(parts, priority=request.priority, timeout_us=request.timeout_us)
+    results = await run_in_turns(batcher, parts, priority=request.priority, timeout_us=request.timeout_us)
     return results[0] if len(results) == 1 else join_rows(results)
 
 

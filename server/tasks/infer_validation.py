@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import Model, ModelTensor
     from headrace.server.tasks.tensors import InferRequest, InputTensor
 
+MAX_SPLIT: Final = 65_536
+"""Batches that one request may be split into; data does not bound them, because rows may be empty."""
+
 _BATCH_NOTE: Final = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended "
     "to each input shape. If you want to specify the full shape including the batch dim in your input dims "
@@ -46,8 +49,8 @@ def full_dims(model: Model, spec: ModelTensor) -> tuple[int, ...]:
     return (-1, *spec.dims) if model.max_batch_size else spec.dims
 
 
-def validate(model: Model, request: InferRequest) -> Checked:
-    """Check ``request`` against ``model``.
+def validate(model: Model, request: InferRequest, *, split: bool = False) -> Checked:
+    """Check ``request`` against ``model``; with ``split`` it may have ``MAX_SPLIT`` times as many rows.
 
     Raises:
         InvalidTensorError: an input is missing, unexpected, or has a wrong datatype, shape or size.
@@ -57,7 +60,7 @@ def validate(model: Model, request: InferRequest) -> Checked:
     inputs = inputs_by_name(model, request, specs)
     check_outputs(model, request)
     prefix = request_prefix(request.id)
-    rows = _batch_rows(model, request.inputs, prefix) if model.max_batch_size else 1
+    rows = _batch_rows(model, request.inputs, prefix, split=split) if model.max_batch_size else 1
     for tensor in reversed(request.inputs):
         _check_tensor(model, specs[tensor.name], tensor, prefix)
     if rows < 1:
@@ -66,7 +69,7 @@ def validate(model: Model, request: InferRequest) -> Checked:
     return Checked(inputs, rows)
 
 
-def _batch_rows(model: Model, inputs: Sequence[InputTensor], prefix: str) -> int:
+def _batch_rows(model: Model, inputs: Sequence[InputTensor], prefix: str, *, split: bool) -> int:
     """Return the batch size that all inputs agree on."""
     rows: int | None = None
     for tensor in reversed(inputs):
@@ -82,8 +85,8 @@ def _batch_rows(model: Model, inputs: Sequence[InputTensor], prefix: str) -> int
             msg = f"{prefix}input '{tensor.name}' batch size does not match other inputs for '{model.name}'"
             raise InvalidTensorError(msg, model=model.name, tensor=tensor.name)
     rows = 1 if rows is None else rows
-    if rows > model.max_batch_size and not splits_batches(model):
-        limit = model.max_batch_size
+    limit = model.max_batch_size * (MAX_SPLIT if split or splits_batches(model) else 1)
+    if rows > limit:
         msg = f"{prefix}inference request batch-size must be <= {limit} for '{model.name}'"
         raise InvalidTensorError(msg, model=model.name, expected=str(limit), actual=str(rows))
     return rows

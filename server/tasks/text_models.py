@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.server.errors import InputEmptyError, TaskNotSupportedError
 from headrace.server.scheduling.work import Part, PartInput
-from headrace.server.tasks.batching import batcher_of
+from headrace.server.tasks.batching import batcher_of, run_in_turns
 from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from headrace.server.tasks.tokenization import Tokenizing
 
 TextOutput = Literal["embedding", "token_embeddings", "logits"]
-
-MAX_PARTS: Final = 512
-"""Texts of one request that are queued at a time: a larger request goes in turns, so that it fits into the
-queue and leaves room for others."""
 
 
 @dataclass(slots=True)
@@ -107,11 +103,13 @@ async def run_texts(
     prompt: str = "",
     limit: int | None = None,
     special: bool = True,
+    wait: bool = False,
 ) -> TextRun:
     """Tokenise ``texts`` and run them as the parts of one request.
 
     ``truncate`` is on unless it is False. ``limit`` stands for the model's longest sequence where it is
-    lower; without ``special`` the tokenizer adds no special tokens.
+    lower; without ``special`` the tokenizer adds no special tokens; with ``wait`` the request waits for room
+    in a full queue.
 
     Raises:
         TaskNotSupportedError: the model does not take text.
@@ -132,7 +130,7 @@ async def run_texts(
             settings, texts,
             truncate=truncate is not False, direction=direction, prompt=prompt, special=special,
         )  # fmt: skip
-        run = await _run_tokens(batcher, tokens, output, started)
+        run = await _run_tokens(batcher, tokens, output, started, wait=wait)
     except BaseException:
         counted.observe_failed()
         raise
@@ -141,19 +139,17 @@ async def run_texts(
 
 
 async def _run_tokens(
-    batcher: BatchRunner, tokens: list[Tokens], output: TextOutput, started: int
+    batcher: BatchRunner, tokens: list[Tokens], output: TextOutput, started: int, *, wait: bool
 ) -> TextRun:
     """Run tokenised inputs; ``started`` is when tokenising began, ``time.monotonic_ns``."""
     parts = [_part(entry, output) for entry in tokens]
-    data: list[bytes] = []
     timings = Timings(tokenization_ns=time.monotonic_ns() - started)
-    for start in range(0, len(parts), MAX_PARTS):
-        results = await batcher.run(parts[start : start + MAX_PARTS])
-        data += [result[output].data for result in results]
-        pending = parts[start].pending
-        if pending is not None:
-            timings.queue_ns = max(timings.queue_ns, pending.queue_ns)
-            timings.inference_ns += pending.infer_ns
+    results = await run_in_turns(batcher, parts, wait=wait)
+    data = [result[output].data for result in results]
+    for turn in {part.pending for part in parts}:
+        if turn is not None:
+            timings.queue_ns = max(timings.queue_ns, turn.queue_ns)
+            timings.inference_ns += turn.infer_ns
     timings.total_ns = time.monotonic_ns() - started
     return TextRun(data, tokens, timings)
 

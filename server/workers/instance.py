@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+import structlog
 
 from headrace.runtimes import wire
 from headrace.server.errors import (
     CancelledError,
     ExecutionFailedError,
     HeadraceError,
-    InvalidTensorError,
+    TensorRefusedError,
 )
 from headrace.server.scheduling.batch import chunks, layout
 from headrace.server.workers.supervised import RestartPolicy, SupervisedWorker
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from headrace.runtimes.base import InstanceSpec
     from headrace.server.scheduling.batch import Batch
     from headrace.server.scheduling.batcher import Batcher
+
+log = structlog.get_logger(__name__)
 
 _REPLIES: Final = msgspec.msgpack.Decoder(wire.Reply)
 
@@ -120,15 +123,21 @@ class Instance:
     # Executor, for the batcher.
 
     def send(self, batch: Batch) -> None:
-        """Lay the batch out and write it to the worker."""
+        """Lay the batch out and write it to the worker; one that cannot be written has failed."""
+        self._next_id += 1
+        batch.id = self._next_id
+        try:
+            self._write(batch, self._free[-1])
+        except Exception as error:  # noqa: BLE001 - the batch's requests must be answered whatever it is
+            self._lost(batch, "sent to", error)
+            return
+        self._running[batch.id] = (batch, self._free.pop())
+
+    def _write(self, batch: Batch, slot: int) -> None:
         process = self._worker.process
         if process is None or not self._worker.ready:
             msg = "a batch was sent to an instance without a worker"
             raise RuntimeError(msg)
-        self._next_id += 1
-        batch.id = self._next_id
-        slot = self._free.pop()
-        self._running[batch.id] = (batch, slot)
         tensors, size = layout(batch.parts)
         block: bytes | None = None
         if size <= wire.INLINE_LIMIT:
@@ -157,14 +166,25 @@ class Instance:
             return
         batch, slot = entry
         self._free.append(slot)
-        if isinstance(reply, wire.Executed):
+        if isinstance(reply, wire.Failed):
+            self._sink.failed(batch, _error(reply))
+            return
+        self._worker.worked()
+        try:
             block = (
                 memoryview(reply.block) if reply.block is not None else process.outputs[slot].view(reply.size)
             )
-            self._worker.worked()
-            self._sink.executed(batch, reply, block)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._lost(batch, "received from", error)
             return
-        self._sink.failed(batch, _error(reply))
+        self._sink.executed(batch, reply, block)
+
+    def _lost(self, batch: Batch, way: str, error: Exception) -> None:
+        """Fail a batch that did not get through."""
+        log.error("batch lost", model=self.spec.model, rows=batch.rows, exc_info=error)
+        if self._sink is not None:
+            msg = f"internal error: the batch could not be {way} the worker of model '{self.spec.model}'"
+            self._sink.failed(batch, HeadraceError(msg, model=self.spec.model))
 
     def _ready(self) -> None:
         if self._sink is not None:
@@ -185,7 +205,7 @@ class Instance:
 def _error(reply: wire.Failed) -> HeadraceError:
     match reply.kind:
         case "invalid":
-            return InvalidTensorError(reply.message)
+            return TensorRefusedError(reply.message)
         case "cancelled":
             return CancelledError("the request was cancelled while it ran")
         case _:

@@ -58,6 +58,7 @@ class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[wire.Loaded] = self._loop.create_future()
         self._gone = asyncio.Event()
+        self._data: socket.socket | None = None  # until the transport has it
         self._control: socket.socket | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self.inputs: list[Region] = []
@@ -74,39 +75,48 @@ class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
         Raises:
             LoadFailedError: with the worker's own reason, or that it died while loading.
         """
-        data, child_data = socket.socketpair()
-        self._control, child_control = socket.socketpair()
-        self._control.setblocking(False)
-        for sock in (data, child_data):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        try:
+            data = self._spawn(spec)
+            await self._loop.create_connection(lambda: self, sock=data)
+        except BaseException:  # given up meanwhile, or the machine is short of something
+            self._close()
+            raise
+        self._data = None  # the transport's
+        self.send(wire.Load(spec))
+        return await self._loaded
+
+    def _spawn(self, spec: InstanceSpec) -> socket.socket:
+        """Start the child; returns our end of the data socket, whose end is the end of the child."""
+        self._data, child_data = socket.socketpair()
+        with child_data:
+            self._control, child_control = socket.socketpair()
+            with child_control:
+                self._control.setblocking(False)
+                for sock in (self._data, child_data):
+                    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+                self._child = self._process(spec, child_data.fileno(), child_control.fileno())
+        return self._data
+
+    def _process(self, spec: InstanceSpec, data: int, control: int) -> subprocess.Popen[bytes]:
         for slot in range(wire.SLOTS):
             self.inputs.append(Region.create(f"headrace-in-{slot}"))
             self.outputs.append(Region.create(f"headrace-out-{slot}"))
         regions = [
             fd for pair in zip(self.inputs, self.outputs, strict=True) for fd in (pair[0].fd, pair[1].fd)
         ]
-        inherited = (child_data.fileno(), child_control.fileno(), *regions)
         command = [
             sys.executable, "-m", "headrace.runtimes.worker",
-            "--data-fd", str(inherited[0]),
-            "--control-fd", str(inherited[1]),
+            "--data-fd", str(data),
+            "--control-fd", str(control),
             "--regions", ",".join(map(str, regions)),
         ]  # fmt: skip
-        try:
-            self._child = subprocess.Popen(  # noqa: ASYNC220 - vfork returns at once
-                command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment(spec, os.environ)
-            )
-        finally:
-            child_data.close()
-            child_control.close()
-        try:
-            await self._loop.create_connection(lambda: self, sock=data)
-        except BaseException:  # given up meanwhile: the closed socket ends the child
-            data.close()
-            raise
-        self.send(wire.Load(spec))
-        return await self._loaded
+        return subprocess.Popen(
+            command,
+            pass_fds=(data, control, *regions),
+            stdin=subprocess.DEVNULL,
+            env=environment(spec, os.environ),
+        )
 
     def send(self, message: msgspec.Struct) -> None:
         """Write one message to the data socket."""
@@ -121,6 +131,8 @@ class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
 
     async def stop(self) -> None:
         """Close the sockets, which ends the child after its batch, and reap it; kill it if it does not go."""
+        if self._loaded.cancelled():
+            self.kill()  # it would notice when it has loaded, and has nothing to finish
         if self._transport is not None:
             self._transport.close()
         try:
@@ -192,9 +204,10 @@ class WorkerProcess(asyncio.Protocol, Generic[ReplyT]):
             return await asyncio.to_thread(child.wait)
 
     def _close(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        for sock in (self._data, self._control):
+            if sock is not None:
+                sock.close()
+        self._data = self._control = None
         for region in (*self.inputs, *self.outputs):
             region.close()
 

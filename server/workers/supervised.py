@@ -145,6 +145,8 @@ class SupervisedWorker(Generic[ReplyT]):
                 await self.start()
             except LoadFailedError as error:
                 log.warning("worker restart failed", model=self.spec.model, reason=error.message)
+            except Exception:  # whatever the machine is short of, it may have it again later
+                log.exception("worker restart failed", model=self.spec.model)
             else:
                 log.info("worker restarted", model=self.spec.model, pid=self.pid)
                 return

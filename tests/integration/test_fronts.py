@@ -303,7 +303,7 @@ def test_reflection_and_health_are_any_fronts(each: list[grpc.Channel]) -> None:
             iter(questions), timeout=10
         )
         assert "inference.GRPCInferenceService" in {s.name for s in listed.list_services_response.service}
-        for name in ("", "headrace.live", "inference.GRPCInferenceService", "minilm"):
+        for name in ("", "headrace.live", "inference.GRPCInferenceService", "tei.v1.Rerank", "minilm"):
             request = health_pb2.HealthCheckRequest(service=name)
             assert health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status == 1, name
 

@@ -33,7 +33,7 @@ ERRORS = [
 def run_message(request: int, size: int) -> Run:
     content = bytes([request % 256]) * size
     part = PartMessage((Input("IN", "UINT8", (size,), memoryview(content)),), ("OUT",), 1, 0, b"key")
-    return Run(request, 7, (part,), 0, 0)
+    return Run(request, 7, (part,), 0, 0, wait=False)
 
 
 async def test_messages_of_every_size_arrive_whole_and_in_order() -> None:

@@ -182,6 +182,23 @@ async def test_refusals_are_the_batchers_own(served: Served) -> None:
         await served.remote.run([part(3)])
 
 
+async def test_requests_of_a_front_wait_for_room(served: Served) -> None:
+    served.worker.holding = True
+    running = asyncio.ensure_future(served.remote.run([part(1)]))
+    await until(lambda: served.worker.held)
+    queued = [asyncio.ensure_future(served.remote.run([part(2) for _ in range(16)]))]
+    waiting = [asyncio.ensure_future(served.remote.run([part(number)], wait=True)) for number in (3, 4)]
+    await until(lambda: served.batcher.active == 4)
+    waiting[0].cancel()
+    await until(lambda: served.batcher.active == 3)
+    assert served.batcher.waiting == 16
+    served.worker.holding = False
+    served.worker.finish()
+    await asyncio.gather(running, *queued)
+    assert np.frombuffer((await waiting[1])[0]["OUT"].data, np.int32).tolist() == [8]
+    await asyncio.gather(waiting[0], return_exceptions=True)
+
+
 async def test_whoever_is_cancelled_leaves_queue_and_worker(served: Served) -> None:
     served.worker.holding = True
     running = asyncio.ensure_future(served.remote.run([part(1)]))
