@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import chain
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from headrace.runtimes.datatypes import BYTES, pack_bytes, to_array, unpack_bytes
+from headrace.server.codecs.integers import below_int64
 from headrace.server.codecs.kserve_json import MAX_DEPTH, wrong_type
 from headrace.server.codecs.kserve_values import INTEGER_RANGES, floats_to_raw, integers_to_raw
 from headrace.server.errors import InvalidArgumentError, InvalidJsonError
@@ -47,12 +49,16 @@ def values_to_raw(data: list[Any], count: int, datatype: str, tensor: str, model
         if types - {int, float}:
             raise wrong_type("data", "number")
         return floats_to_raw(values, datatype, tensor, model)
-    # The parser makes a float of an integer beyond 64 bits; that is out of range, not of a wrong type.
-    if types == {int} or all(type(v) is int or (type(v) is float and abs(v) >= 1 << 63) for v in values):
-        return integers_to_raw(
-            [int(v) for v in values] if float in types else values, datatype, tensor, model
-        )
+    # An integer beyond 64 bits is out of range, not of a wrong type.
+    if types == {int} or all(type(v) is int or (type(v) is float and _is_beyond_64_bits(v)) for v in values):
+        # a negative one less, because the float of the least integer stands for lower ones
+        integers = [v if type(v) is int else int(v) - (v < 0) for v in values] if float in types else values
+        return integers_to_raw(integers, datatype, tensor, model)
     raise wrong_type("data", "unsigned-integer" if datatype.startswith("U") else "signed-integer")
+
+
+def _is_beyond_64_bits(value: float) -> bool:
+    return isfinite(value) and (value >= 1 << 64 or below_int64(value))
 
 
 def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from headrace.runtimes.datatypes import ITEM_SIZES
+from headrace.server.codecs.integers import INT64
 from headrace.server.codecs.kserve_json import array, boolean, member, members, parse_json, string, unsigned
 from headrace.server.codecs.kserve_json_data import values_to_raw
 from headrace.server.codecs.kserve_parameters import decode_json_parameters, refuse_shared_memory
 from headrace.server.errors import InvalidArgumentError, InvalidTensorError
 from headrace.server.tasks.tensors import InferRequest, InputTensor, RequestedOutput
 
+MAX_RANK: Final = 64
+"""Dimensions that an array can have."""
+
 _SOURCES: Final = ("data", "binary_data_size", "shared_memory_region")
+_SIZE: Final = re.compile(r"[0-9]{1,19}|-[1-9][0-9]{0,18}")
 _ONE_SOURCE: Final = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
     "'shared_memory_region' in 'parameters'. But "
@@ -45,11 +51,10 @@ def split_body(body: bytes, header: str | None) -> tuple[bytes, memoryview]:
     """
     if header is None:
         return body, memoryview(b"")
-    try:
-        size = int(header)
-    except ValueError:
+    if not _SIZE.fullmatch(header):
         msg = f"Unable to parse Inference-Header-Content-Length, got: {header}"
-        raise InvalidArgumentError(msg, field="inference-header-content-length", value=header) from None
+        raise InvalidArgumentError(msg, field="inference-header-content-length", value=header)
+    size = int(header)
     if not 0 <= size <= len(body):
         msg = f"inference header size should be in range (0, {len(body)}), got: {size}"
         raise InvalidArgumentError(msg, field="inference-header-content-length", value=header)
@@ -90,7 +95,8 @@ def decode_json_request(
     )
     outputs: list[RequestedOutput] = []
     names: set[str] = set()
-    for entry in array(root.get("outputs") or [], "outputs"):
+    wanted = root.get("outputs")
+    for entry in [] if wanted is None else array(wanted, "outputs"):
         output, as_binary = _decode_output(entry)
         outputs.append(output)
         if as_binary:
@@ -107,7 +113,10 @@ def _decode_input(entry: Any, model: str, binary: memoryview) -> InputTensor:
     datatype = string(member(entry, "datatype"), "datatype")
     if datatype not in ITEM_SIZES:
         raise InvalidArgumentError(f"invalid datatype for input {name}", field="datatype", value=datatype)
-    shape = tuple(unsigned(size, "shape") for size in array(member(entry, "shape"), "shape"))
+    shape = tuple(unsigned(size, "shape", most=INT64 - 1) for size in array(member(entry, "shape"), "shape"))
+    if len(shape) > MAX_RANK:
+        msg = f"input '{name}' for model '{model}' has {len(shape)} dimensions, expected at most {MAX_RANK}"
+        raise InvalidTensorError(msg, model=model, tensor=name)
     parameters = members(entry.get("parameters"), "Unable to parse 'parameters'")
     given = [key for key in _SOURCES if key in (entry if key == "data" else parameters)]
     if len(given) != 1:

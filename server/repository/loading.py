@@ -137,7 +137,7 @@ class Loading:
         scratch = write_folder(name, override.files) if override is not None and override.files else None
         try:
             folder = open_model(name, [scratch] if scratch is not None else self._roots)
-            mark = fingerprint(folder.path, override)
+            mark = fingerprint(folder, override)
             # A graph kept for files of a temporary folder would never be found again.
             machine = self._machine if scratch is None else dataclasses.replace(self._machine, graph_cache="")
             definitions = prepare(folder, machine, override.config if override is not None else None)

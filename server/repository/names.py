@@ -11,16 +11,23 @@ from headrace.server.errors import InvalidArgumentError
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _VERSION_FOLDER: Final = re.compile(r"[1-9][0-9]{0,17}")
 _LARGEST: Final = 2**63 - 1
+_LONGEST_NAME: Final = 255
+"""Bytes that every file system takes in a name."""
+_SHOWN: Final = 80
 
 
 def check_model_name(name: str) -> None:
     """Refuse a name that cannot be the name of a folder directly in a repository.
 
     Raises:
-        InvalidArgumentError: the name is empty, hidden, or would lead out of the repository.
+        InvalidArgumentError: the name is empty, hidden, too long, or would lead out of the repository.
     """
     if not name:
         raise InvalidArgumentError("Model name cannot be empty. Please enter a valid name to deploy.")
+    if _is_too_long(name):
+        raise InvalidArgumentError(
+            f"model name '{name[:_SHOWN]}…' is longer than the {_LONGEST_NAME} bytes that a folder's may have"
+        )
     if not is_model_name(name):
         raise InvalidArgumentError(
             f"invalid model name '{name}', model name must not contain path traversal characters", model=name
@@ -29,7 +36,13 @@ def check_model_name(name: str) -> None:
 
 def is_model_name(name: str) -> bool:
     """Whether a folder of this name is a model: one plain path component that is not hidden."""
-    return bool(name) and not name.startswith(".") and not any(char in "/\\" or char < " " for char in name)
+    if not name or name.startswith(".") or _is_too_long(name):
+        return False
+    return not any(char in "/\\" or char < " " for char in name)
+
+
+def _is_too_long(name: str) -> bool:
+    return len(name.encode(errors="surrogateescape")) > _LONGEST_NAME
 
 
 def parse_version(text: str) -> int | None:

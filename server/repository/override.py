@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.repository.config import parse_json
-from headrace.server.repository.names import is_inside
+from headrace.server.repository.names import is_inside, lies_in
+
+if TYPE_CHECKING:
+    from headrace.server.repository.layout import ModelFolder
 
 _PREFIX: Final = "file:"
 
@@ -93,14 +97,28 @@ def remove_folder(root: Path | None) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def fingerprint(folder: Path, override: Override | None) -> str:
-    """Return a text that changes when the override or a file of ``folder`` (its size or time) does."""
+def fingerprint(folder: ModelFolder, override: Override | None) -> str:
+    """Return a text that changes when the override, a link or a file of ``folder`` (size or time) does."""
     digest = hashlib.sha256((override.digest if override is not None else "").encode())
     if override is None or not override.files:
-        for path in sorted(folder.rglob("*")):
+        for path in _contents(folder):
+            name = os.fsencode(path.relative_to(folder.path))
             if path.is_file():
                 status = path.stat()
-                digest.update(
-                    f"{path.relative_to(folder)}\0{status.st_mtime_ns}\0{status.st_size}\0".encode()
-                )
+                digest.update(name + f"\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+            elif path.is_symlink():
+                digest.update(name + b"\0" + os.fsencode(path.readlink()) + b"\0")
     return digest.hexdigest()
+
+
+def _contents(folder: ModelFolder) -> Iterator[Path]:
+    """Yield what lies in ``folder``, in order; links to folders are followed as far as the model's may be."""
+    seen: set[Path] = set()
+    for base, folders, files in os.walk(folder.path, followlinks=True):
+        path, real = Path(base), Path(base).resolve()
+        if real in seen or not lies_in(path, folder.roots):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (path / name for name in sorted([*folders, *files]))

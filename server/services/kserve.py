@@ -25,6 +25,7 @@ from headrace.server.errors import (
     ExecutionFailedError,
     HeadraceError,
     QueueTimeoutError,
+    TensorRefusedError,
     UnsupportedError,
     WorkerCrashedError,
 )
@@ -48,6 +49,7 @@ _AFTER_SCHEDULING: Final = (
     WorkerCrashedError,
     QueueTimeoutError,
     DeadlineExceededError,
+    TensorRefusedError,
 )
 """What ends a request that the scheduler had taken; Triton reports these on a stream in more detail."""
 

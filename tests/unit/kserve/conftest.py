@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
+from raw_tensors import to_raw
 from scripted_generation import ScriptedGenerator
 from scripted_text import put_text_model
 
 from headrace.kserve.v2 import grpc_service_pb2, grpc_service_pb2_grpc
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.rest.v1 import kserve_pb2, kserve_pb2_grpc
-from headrace.runtimes.datatypes import NUMPY_TYPES, pack_bytes, to_array, to_raw
+from headrace.runtimes.datatypes import NUMPY_TYPES, pack_bytes, to_array
 from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import ExecutionFailedError, HeadraceError
 from headrace.server.interceptors import Interceptors

@@ -14,8 +14,9 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_tensors import to_raw
 
-from headrace.runtimes.datatypes import NUMPY_TYPES, to_array, to_raw
+from headrace.runtimes.datatypes import NUMPY_TYPES, to_array
 from headrace.server.codecs.kserve_json import MAX_DEPTH, parse_json, parse_object
 from headrace.server.codecs.kserve_json_data import raw_to_json, values_to_raw
 from headrace.server.codecs.kserve_rest_request import BinaryOutputs, decode_json_request, split_body
@@ -77,6 +78,32 @@ def test_integers_never_wrap(value: int, datatype: str) -> None:
     else:
         with pytest.raises(InvalidTensorError, match=f"is out of range for datatype {datatype}"):
             decode_json_request("m", "", body, memoryview(b""))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "number"),
+    [
+        ("INT64", "9223372036854775809.0"),
+        ("UINT64", "9223372036854775809.0"),
+        ("UINT8", "9223372036854775809.0"),
+        ("UINT64", "18446744073709551615e0, 1.5"),
+        ("INT32", "Infinity"),
+        ("UINT64", "-Infinity"),
+        ("INT8", "1, NaN"),
+    ],
+)
+def test_what_is_written_as_no_integer_is_none(datatype: str, number: str) -> None:
+    data = parse_json(f"[{number}]".encode())
+    kind = "unsigned" if datatype.startswith("U") else "signed"
+    with pytest.raises(InvalidJsonError, match=f"access JSON non-{kind}-integer as {kind}-integer"):
+        values_to_raw(data, len(data), datatype, "X", "m")
+
+
+@pytest.mark.parametrize("number", ["-9223372036854775809", "-9223372036854775808.0", "18446744073709551616"])
+@pytest.mark.parametrize("datatype", sorted(INTEGER_RANGES))
+def test_integers_just_beyond_64_bits_are_out_of_range(datatype: str, number: str) -> None:
+    with pytest.raises(InvalidTensorError, match=f"at index 1 .* is out of range for datatype {datatype}"):
+        values_to_raw(parse_json(f"[1, {number}]".encode()), 2, datatype, "X", "m")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +181,13 @@ def test_wide_is_not_deep() -> None:
         b"[NaN",
         b"Infinity]",
         b"[" + b"9" * 5000 + b", NaN]",
+        b"[NaN, 1" + b"0" * 400 + b"]",
+        b"[NaN, 1e400]",
+        b"[1NaN]",
+        b"[-NaN]",
+        b"[Infinity0]",
+        rb'["\ud800", NaN]',
+        rb'{"\ud800": NaN}',
         b"",
         b"\xef\xbb\xbf[NaN]",
     ],
@@ -169,10 +203,59 @@ def test_optional_bodies() -> None:
         parse_object(b"[]")
 
 
-def test_unpaired_surrogates_are_refused_on_both_ways() -> None:
-    for body in (r'["\ud800"]', r'["\ud800", NaN]'):
-        with pytest.raises(InvalidJsonError):
-            values_to_raw([v for v in parse_json(body.encode()) if isinstance(v, str)], 1, "BYTES", "X", "m")
+def test_literals_in_texts_are_texts() -> None:
+    parsed = parse_json(rb'["NaN", "\"Infinity", "\\", "\ud83d\ude00", -Infinity]')
+    assert parsed == ["NaN", '"Infinity', "\\", "\N{GRINNING FACE}", -math.inf]
+
+
+def test_integers_beside_literals_are_those_without() -> None:
+    numbers = [2**64 - 1, 2**64, -(2**63), -(2**63) - 1]
+    alone = parse_json(json.dumps(numbers).encode())
+    assert [type(number) for number in alone] == [int, float, int, float]
+    with_literal = parse_json(json.dumps([*numbers, math.inf]).encode())[:-1]
+    assert list(map(repr, with_literal)) == list(map(repr, alone))
+
+
+def test_a_text_that_does_not_end_is_read_once() -> None:
+    body = b"[" * 101 + b"]" * 101 + b'"' + rb"\"" * 1_000_000
+    with pytest.raises(InvalidJsonError, match="nesting depth"):
+        parse_json(body)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([2**63, 0], "Unable to parse 'shape': attempt to access JSON non-unsigned-integer"),
+        ([10**30, 0], "Unable to parse 'shape': attempt to access JSON non-unsigned-integer"),
+        ([2**63 - 1] * 100_000, "input 'X' for model 'm' has 100000 dimensions, expected at most 64"),
+    ],
+)
+@pytest.mark.parametrize("literal", [None, math.nan])
+def test_absurd_shapes_are_refused(shape: list[int], message: str, literal: float | None) -> None:
+    body = json.dumps({"inputs": [tensor("FP32", shape, [])], "x": literal}).encode()
+    with pytest.raises(InvalidArgumentError, match=f"^{message}"):
+        decode_json_request("m", "", body, memoryview(b""))
+
+
+@pytest.mark.parametrize("literal", [None, math.nan])
+def test_a_timeout_beyond_64_bits_is_refused(literal: float | None) -> None:
+    body = json.dumps({"inputs": [], "parameters": {"timeout": 2**64}, "x": literal}).encode()
+    with pytest.raises(InvalidJsonError, match="Unable to parse 'timeout'"):
+        decode_json_request("m", "", body, memoryview(b""))
+
+
+@pytest.mark.parametrize("outputs", [0, "", False, {}])
+def test_outputs_are_a_list(outputs: Any) -> None:
+    body = json.dumps({"inputs": [], "outputs": outputs}).encode()
+    with pytest.raises(InvalidJsonError, match=r"Unable to parse 'outputs': .* non-array as array"):
+        decode_json_request("m", "", body, memoryview(b""))
+
+
+@pytest.mark.parametrize("header", ["1_0", "-0", "+1", " 1", "\u0661", "1.0", "", "9" * 5000])
+def test_odd_sizes_of_the_json_part_are_refused(header: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        split_body(bytes(20), header)
+    assert caught.value.message == f"Unable to parse Inference-Header-Content-Length, got: {header}"
 
 
 JSON = st.recursive(

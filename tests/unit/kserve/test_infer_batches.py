@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_tensors import to_raw
 
-from headrace.runtimes.datatypes import NUMPY_TYPES, pack_bytes, to_array, to_raw, unpack_bytes
+from headrace.runtimes.datatypes import NUMPY_TYPES, pack_bytes, to_array, unpack_bytes
 from headrace.server.errors import (
     ExecutionFailedError,
     InvalidTensorError,
@@ -23,7 +24,7 @@ from headrace.server.repository.model import ModelTensor
 from headrace.server.scheduling.work import PartInput, PartOutput
 from headrace.server.tasks.infer import infer
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
-from headrace.server.tasks.infer_validation import validate
+from headrace.server.tasks.infer_validation import MAX_SPLIT, validate
 from headrace.server.tasks.tensors import InferRequest, InputTensor, RequestedOutput
 
 if TYPE_CHECKING:
@@ -86,6 +87,20 @@ async def test_oversize_batch_is_refused_unless_the_model_splits_it(
     assert sorted(shape["INPUT0"][0] for shape in batches) == [3, 8, 8]
 
 
+async def test_more_batches_than_the_queue_holds_go_in_turns(models: Models, tokenizing: Tokenizing) -> None:
+    model = models.simple(max_queue=2, parameters={"oversize_batch": "split"})
+    response = await infer(tokenizing, model, add_request(numbers(65), numbers(65)))
+    np.testing.assert_array_equal(to_array("INT32", (65, 16), response.outputs[0].data), numbers(65) * 2)
+
+
+async def test_what_predict_splits_is_still_refused_here(models: Models, tokenizing: Tokenizing) -> None:
+    model = models.simple()
+    request = add_request(numbers(19), numbers(19))
+    assert list((await infer(tokenizing, model, request, split=True)).outputs[0].shape) == [19, 16]
+    with pytest.raises(InvalidTensorError, match="batch-size must be <= 8"):
+        await infer(tokenizing, model, request)
+
+
 async def test_oversize_batch_of_bytes_is_split_between_elements(
     models: Models, tokenizing: Tokenizing
 ) -> None:
@@ -95,6 +110,16 @@ async def test_oversize_batch_of_bytes_is_split_between_elements(
     (output,) = (await infer(tokenizing, model, request)).outputs
     assert list(output.shape) == [5, 2]
     assert unpack_bytes(output.data) == texts
+
+
+@pytest.mark.parametrize("shape", [(1 << 62, 0), (2 * MAX_SPLIT + 1, 0)])
+async def test_rows_without_data_are_bounded(
+    models: Models, tokenizing: Tokenizing, shape: tuple[int, int]
+) -> None:
+    model = models.identity("FP32", max_batch_size=2, parameters={"oversize_batch": "split"})
+    request = InferRequest("id_fp32", inputs=[InputTensor("INPUT0", "FP32", shape, b"")])
+    with pytest.raises(InvalidTensorError, match=r"batch-size must be <= 131072 for 'id_fp32'$"):
+        await infer(tokenizing, model, request)
 
 
 @given(

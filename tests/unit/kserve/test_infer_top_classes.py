@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_tensors import to_raw
 
-from headrace.runtimes.datatypes import NUMPY_TYPES, to_raw, unpack_bytes
+from headrace.runtimes.datatypes import NUMPY_TYPES, unpack_bytes
 from headrace.server.codecs.kserve_values import INTEGER_RANGES
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.tasks.tensors import OutputTensor
@@ -16,7 +17,7 @@ from headrace.server.tasks.top_classes import MAX_ELEMENTS, top_classes
 
 def output(array: np.ndarray) -> OutputTensor:
     datatype, raw = to_raw(array)
-    return OutputTensor("Y", datatype, array.shape, bytes(raw))
+    return OutputTensor("Y", datatype, array.shape, raw)
 
 
 def texts(result: OutputTensor) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -118,6 +119,10 @@ async def test_wrong_load_parameters(
         ({"parameters": {"file:1/m": "*"}}, "invalid value for load parameter 'file:1/m', expected base64."),
         ({"parameters": {"file:1/m": "é"}}, "invalid value for load parameter 'file:1/m', expected base64."),
         ({"parameters": []}, "Unable to parse 'parameters': attempt to get members for non-object"),
+        (
+            {"parameters": {"config": "{\ud800}"}, "x": math.nan},
+            "failed to parse the request JSON buffer: no low surrogate in string. at 28",
+        ),
     ],
 )
 async def test_wrong_load_bodies(wire: Wire, body: Any, text: str) -> None:
@@ -132,6 +137,7 @@ async def test_load_of_a_bad_name(wire: Wire) -> None:
     for name, text in (
         ("", "Model name cannot be empty. Please enter a valid name to deploy."),
         ("a/b", "invalid model name 'a/b', model name must not contain path traversal characters"),
+        ("a" * 256, f"model name '{'a' * 80}…' is longer than the 255 bytes that a folder's may have"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await wire.grpc.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name))

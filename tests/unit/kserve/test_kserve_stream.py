@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from headrace.kserve.v2.grpc_service_pb2 import ModelInferRequest, ModelStreamInferResponse
+from headrace.server.errors import TensorRefusedError
 from headrace.server.services.ordered import answer_in_order
 
 if TYPE_CHECKING:
-    from unit.kserve.conftest import Models, Wire
+    from unit.kserve.conftest import Arrays, Models, Wire
 
 FINAL = "triton_final_response"
 
@@ -128,6 +129,24 @@ async def test_cancelling_the_stream_withdraws_what_waits(models: Models, wire: 
     assert model.waiting == 0
     instance.release()
     assert len(instance.shapes) == 2  # the two that the instance had
+
+
+async def test_values_that_the_model_refuses_are_its_failure(models: Models, wire: Wire) -> None:
+    """Unlike what is found wrong before the scheduler takes the request."""
+
+    def refuse(inputs: Arrays) -> Arrays:
+        raise TensorRefusedError("indices element out of data bounds")
+
+    models.identity("FP32", name="picky", compute=refuse)
+    (answer,) = [a async for a in wire.grpc.ModelStreamInfer(stream(float_request("a", "picky")))]
+    assert answer.error_message == "indices element out of data bounds"
+    assert (answer.infer_response.id, answer.infer_response.model_name) == ("a", "picky")
+    assert answer.infer_response.parameters[FINAL].bool_param
+    metadata = (("triton_grpc_error", "true"),)
+    call = wire.grpc.ModelStreamInfer(stream(float_request("b", "picky")), metadata=metadata)
+    with pytest.raises(grpc.aio.AioRpcError, match="out of data bounds") as caught:
+        [answer async for answer in call]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_no_more_requests_are_read_than_may_run() -> None:

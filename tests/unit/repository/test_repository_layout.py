@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,34 @@ def test_links_between_repositories_are_followed(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m").symlink_to(tmp_path / "store" / "data")
     assert list(open_model("m", [tmp_path / "models", tmp_path / "store"]).versions) == [1]
+
+
+async def test_files_of_linked_folders_are_files_of_the_model(
+    models_of: Any, open_repository: Any, tmp_path: Path
+) -> None:
+    path = models_of.add("m", version=2)
+    models_of.folder("m").joinpath("1").symlink_to("2")
+    models_of.folder("m").joinpath("loop").symlink_to(".")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    models_of.folder("m").joinpath("notes").symlink_to(elsewhere)
+    models_of.add("linked")
+    shutil.rmtree(models_of.root / "linked" / "1")
+    (models_of.root / "linked" / "1").symlink_to(path.parent)
+    repository = await open_repository(models_of.root)
+    for name in ("m", "linked"):
+        await repository.load(name)
+        model = repository.get(name)
+        (elsewhere / "file").write_text(name)  # no model may use it
+        await repository.load(name)
+        assert repository.get(name) is model
+        os.utime(path, ns=(1, len(name)))
+        await repository.load(name)
+        assert repository.get(name) is not model
+    model = repository.get("m")
+    models_of.folder("m").joinpath("3").symlink_to("2")
+    await repository.load("m")
+    assert repository.get("m").version == 3
 
 
 def test_files_are_looked_for_in_the_folder_only(models_of: Any, tmp_path: Path) -> None:

@@ -40,8 +40,6 @@ async def test_start_loads_everything_and_notes_what_fails(models_of: Any, open_
     assert lines(repository, ready=True) == [good]
     assert repository.states() == {"bad": False, "good": True, "worse": False}
     assert not repository.all_ready()
-    assert repository.all_ready("good")
-    assert not repository.all_ready("bad")
 
 
 async def test_texts_for_models_that_do_not_answer(models_of: Any, open_repository: Any) -> None:

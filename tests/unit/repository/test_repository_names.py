@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.server.errors import InvalidArgumentError
-from headrace.server.repository.names import check_model_name, is_inside, parse_version, version_of_folder
+from headrace.server.repository.names import (
+    check_model_name,
+    is_inside,
+    is_model_name,
+    parse_version,
+    version_of_folder,
+)
 
 
 @pytest.mark.parametrize("name", ["simple", "all-MiniLM-L6-v2", "a..b", "model@2", "名前"])
@@ -20,6 +26,14 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
     assert caught.value.message == (
         f"invalid model name '{name}', model name must not contain path traversal characters"
     )
+
+
+def test_names_that_no_folder_can_have_are_refused() -> None:
+    check_model_name("\N{EURO SIGN}" * 85)
+    for name in ("a" * 256, "\N{EURO SIGN}" * 86):
+        assert not is_model_name(name)
+        with pytest.raises(InvalidArgumentError, match=r"^model name '.{80}…' is longer than the 255 bytes"):
+            check_model_name(name)
 
 
 def test_empty_name_has_its_own_text() -> None:
