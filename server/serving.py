@@ -14,10 +14,10 @@ from headrace.server.services import registry
 
 if TYPE_CHECKING:
     from headrace.server.interceptors import Interceptors
-    from headrace.server.services.health import Health
+    from headrace.server.services.health import Health, Serves
 
 GRPC_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", -1),  # tensors of any size, as Triton takes them
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 128 * 1024),  # Envoy admits 60 KiB of headers; grpc's own default is 8 KiB
     ("grpc.absolute_max_metadata_size", 256 * 1024),
@@ -42,9 +42,9 @@ def grpc_server(
     return grpc.aio.server(interceptors=interceptors, options=options)
 
 
-def service_names() -> list[str]:
-    """Return the full names of all services that follow readiness."""
-    return [descriptor.full_name for descriptor in registry.descriptors()]
+def service_health() -> dict[str, Serves | None]:
+    """Return the full name of every service, and how its health follows from the models that are ready."""
+    return {entry.descriptor.full_name: entry.serves for entry in registry.SERVICES}
 
 
 def add_services(
@@ -57,7 +57,7 @@ def add_services(
     """Add all services, health and reflection to ``server``; handlers in ``first`` win over the services'."""
     server.add_generic_rpc_handlers((*first, *registry.handlers(dependencies, interceptors)))
     health.register(server)
-    names = [*service_names(), "grpc.health.v1.Health", reflection.SERVICE_NAME]
+    names = [*service_health(), "grpc.health.v1.Health", reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
 
 

@@ -27,14 +27,16 @@ class Routes:
     """Posts to the routes of several facades by name."""
 
     def __init__(self, rest: Any, repository: Any, tokenizing: Tokenizing) -> None:
-        pooling = PoolingRequests(repository, tokenizing, ChatTemplates(), max_inputs=6, max_documents=6)
+        pooling = PoolingRequests(
+            repository, tokenizing, ChatTemplates(), max_documents=6, compute_type="cuda"
+        )
         vllm = rest(VllmPoolingService(pooling))
         self._routes = {
             "score": (vllm, "Score", vllm_pb2.VllmPoolingServiceScoreRequest),
             "pooling": (vllm, "Pooling", vllm_pb2.VllmPoolingServicePoolingRequest),
             "cohere": (vllm, "CohereEmbed", vllm_pb2.VllmPoolingServiceCohereEmbedRequest),
             "classify": (
-                rest(OicmService(repository, tokenizing, pooling)),
+                rest(OicmService(repository, tokenizing, pooling, compute_type="cuda")),
                 "Classify",
                 oicm_pb2.OicmServiceClassifyRequest,
             ),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.server.codecs.json_body import convert, encode
-from headrace.server.codecs.text_inputs import check_count
+from headrace.server.codecs.text_inputs import plain_texts
 from headrace.server.codecs.vectors import json_vectors
 from headrace.server.codecs.vllm_pooling import Reading
 from headrace.server.errors import InputEmptyError, InvalidArgumentError, InvalidJsonError
@@ -90,14 +90,14 @@ def read_body(value: Mapping[str, Any]) -> CohereEmbedBody:
     return convert(dict(value), CohereEmbedBody, strict=False)
 
 
-def read_texts(body: CohereEmbedBody, limit: int) -> list[str]:
+def read_texts(body: CohereEmbedBody) -> list[str]:
     """Return the texts to embed; the parts of one input are joined by line ends.
 
     Raises:
         InvalidJsonError: there are neither ``texts`` nor ``inputs``, or both.
         InvalidArgumentError: images.
         InputEmptyError: an empty list, or an input without text.
-        BatchTooLargeError: more than ``limit`` texts.
+        BatchTooLargeError: more than ``MAX_INPUTS`` texts.
     """
     if body.images or body.input_type == "image":
         field = "images" if body.images else "input_type"
@@ -107,11 +107,7 @@ def read_texts(body: CohereEmbedBody, limit: int) -> list[str]:
     found = body.texts
     if found is None:
         found = [_joined(entry, f"inputs[{index}]") for index, entry in enumerate(body.inputs or ())]
-    if not found:
-        field = "inputs" if body.texts is None else "texts"
-        raise InputEmptyError(f"`{field}` cannot be empty", field=field)
-    check_count(len(found), limit)
-    return found
+    return plain_texts(found, field="inputs" if body.texts is None else "texts")
 
 
 def prompt_name(input_type: str | None, prompts: Mapping[str, str]) -> str | None:

@@ -11,7 +11,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-from headrace.server.codecs.json_body import parse
+from headrace.server.codecs.json_body import given, parse
+from headrace.server.codecs.vllm_scores import PAIR_FIELDS
 from headrace.server.errors import InvalidArgumentError, InvalidJsonError
 from headrace.server.repository.model import Task
 
@@ -24,9 +25,20 @@ class Shape(StrEnum):
     GENERATION = "generation"  # has options that only generation has
     LABELS = "labels"  # … only classification
     VECTORS = "vectors"  # … only embeddings
-    TEXTS = "a list of texts"
+    TEXTS = "a list of texts"  # or a text with options that all encoders have and generation has not
     TEXT = "a text"
     OTHER = "other"  # numbers, objects, or nothing
+
+
+class Invocation(StrEnum):
+    """Whose route a body of ``/invocations`` is meant for."""
+
+    RUN = "run"  # what the model does
+    CHAT = "chat"
+    COMPLETION = "completion"
+    INPUT = "input"  # vLLM's vectors or classes, as the model does
+    RANKING = "ranking"  # vLLM's: a query with documents
+    SCORES = "scores"  # vLLM's
 
 
 TEXT_TASKS: Final = (Task.GENERATE, Task.EMBED, Task.CLASSIFY, Task.RERANK)
@@ -34,16 +46,19 @@ ALL_TASKS: Final = (*TEXT_TASKS, Task.PREDICT, Task.TENSORS)
 TASKS: Final[Mapping[Shape, tuple[Task, ...]]] = MappingProxyType(
     {
         Shape.RANKING: (Task.RERANK, Task.EMBED, Task.CLASSIFY),
-        Shape.SIMILARITY: (Task.EMBED,),
+        Shape.SIMILARITY: (Task.EMBED, Task.CLASSIFY, Task.RERANK),
         Shape.GENERATION: (Task.GENERATE,),
-        Shape.LABELS: (Task.CLASSIFY, Task.RERANK),
-        Shape.VECTORS: (Task.EMBED,),
+        Shape.LABELS: (Task.CLASSIFY, Task.RERANK, Task.EMBED),
+        Shape.VECTORS: (Task.EMBED, Task.CLASSIFY, Task.RERANK),
         Shape.TEXTS: (Task.EMBED, Task.CLASSIFY, Task.RERANK),
         Shape.TEXT: TEXT_TASKS,
         Shape.OTHER: ALL_TASKS,
     }
 )
-"""Shape → the tasks whose default model answers where no model is named, in order."""
+"""Shape → the tasks whose default model answers where no model is named, in order.
+
+A server whose encoders are all of another kind answers as they do where they are named.
+"""
 
 _GENERATION: Final = frozenset(
     {
@@ -99,18 +114,34 @@ def body_object(content_type: str, data: bytes) -> dict[str, Any]:
 def shape(value: Mapping[str, Any]) -> Shape:
     """Tell what a body looks like; see :class:`Shape`. A null is no value."""
     inputs = value.get("inputs")
-    keys = {key for key, entry in embed_value(value).items() if entry is not None}
+    keys = given(embed_value(value))
     signs = (
         (keys >= {"query", "texts"}, Shape.RANKING),
         (isinstance(inputs, dict) and "source_sentence" in inputs, Shape.SIMILARITY),
         (isinstance(inputs, dict), Shape.OTHER),
         (keys & _LABELS, Shape.LABELS),
-        (keys & _VECTORS or any(value.get(key) is not None for key in _ENCODERS), Shape.VECTORS),
+        (keys & _VECTORS, Shape.VECTORS),
+        (given(value) & _ENCODERS, Shape.TEXTS),
         (keys & _GENERATION or value.get("stream"), Shape.GENERATION),
         (isinstance(inputs, str), Shape.TEXT),
         (isinstance(inputs, list), Shape.TEXTS),
     )
     return next((found for sign, found in signs if sign), Shape.OTHER)
+
+
+def invocation(value: Mapping[str, Any]) -> Invocation:
+    """Tell which route a body of ``/invocations`` is meant for, by its members; a null is no value."""
+    members = given(value)
+    if "inputs" in members:
+        return Invocation.RUN
+    signs = (
+        ("messages" in members, Invocation.CHAT),
+        ("prompt" in members, Invocation.COMPLETION),
+        ("input" in members, Invocation.INPUT),
+        (members >= {"query", "documents"} and "texts" not in members, Invocation.RANKING),
+        (any(members.issuperset(pair) for pair in PAIR_FIELDS), Invocation.SCORES),
+    )
+    return next((found for sign, found in signs if sign), Invocation.RUN)
 
 
 def embed_value(value: Mapping[str, Any]) -> dict[str, Any]:

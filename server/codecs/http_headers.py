@@ -18,7 +18,7 @@ def retry_headers(status: int) -> Headers:
 
 
 def compute_headers(
-    texts: Sequence[Text], token_counts: Sequence[int], times: Timings, compute_type: str = "cpu"
+    texts: Sequence[Text], token_counts: Sequence[int], times: Timings, compute_type: str
 ) -> Headers:
     """Return the headers of every answer of Text Embeddings Inference; times are whole milliseconds."""
     return cost_headers(

@@ -132,15 +132,15 @@ def decode_rows(body: DecodeBody) -> list[list[int]]:
     return rows or [flat]
 
 
-def check_normalize(body: EmbedBody, model: Model) -> None:
-    """Refuse to scale the weights of a vocabulary to unit length.
+def check_normalize(normalize: bool | None, model: Model, field: str = "normalize") -> None:
+    """Refuse to scale the weights of a vocabulary to unit length; ``field`` is what the request calls it.
 
     Raises:
         TaskNotSupportedError: the model has SPLADE pooling, and ``normalize`` is not false.
     """
-    if model.text is not None and model.text.sparse and body.normalize is not False:
+    if model.text is not None and model.text.sparse and normalize is not False:
         raise TaskNotSupportedError(
-            "`normalize` is not available for SPLADE models: set it to false, or use /embed_sparse",
+            f"`normalize` is not available for SPLADE models: set `{field}` to false, or use /embed_sparse",
             model=model.name,
             task=model.task.value,
         )

@@ -57,14 +57,16 @@ def predictions(texts: Sequence[Text], result: Classifications) -> tei_pb2.Predi
     )
 
 
-def ranks(query: str, texts: Sequence[str], result: Ranking, *, return_text: bool) -> tei_pb2.RerankResponse:
+def ranks(
+    queries: Sequence[str], texts: Sequence[str], result: Ranking, *, return_text: bool
+) -> tei_pb2.RerankResponse:
     """Encode ranked texts."""
     return tei_pb2.RerankResponse(
         ranks=[
             tei_pb2.Rank(index=index, text=texts[index] if return_text else None, score=float(score))
             for index, score in zip(result.order, result.scores, strict=True)
         ],
-        metadata=metadata([query, *texts], result.token_counts, result.timings),
+        metadata=metadata([*queries, *texts], result.token_counts, result.timings),
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from headrace.server.errors import BatchTooLargeError, InputEmptyError, InvalidArgumentError, InvalidJsonError
 from headrace.server.tasks.text_encoding import Direction, Text
+
+MAX_INPUTS: Final = 2048
+"""Most inputs, or pairs, of one request where its family has no limit of its own: OpenAI's for embeddings."""
 
 Inputs = str | list[str | int | list[int]]
 """A text, token ids, or a list of texts and lists of token ids."""
@@ -12,7 +17,21 @@ PairInputs = str | list[str | list[str]]
 """A text, ``[text]``, a pair ``[text, text]``, or a list of ``[text]`` and pairs."""
 
 
-def texts(inputs: Inputs, *, field: str, limit: int) -> list[Text]:
+def plain_texts(inputs: str | list[str], *, field: str, limit: int = MAX_INPUTS) -> list[str]:
+    """Return the texts, of which there is at least one.
+
+    Raises:
+        InputEmptyError: an empty list.
+        BatchTooLargeError: more than ``limit`` texts.
+    """
+    found = [inputs] if isinstance(inputs, str) else inputs
+    if not found:
+        raise InputEmptyError(f"`{field}` cannot be empty", field=field)
+    check_count(len(found), limit)
+    return found
+
+
+def texts(inputs: Inputs, *, field: str, limit: int = MAX_INPUTS) -> list[Text]:
     """Return the single inputs; a flat list of integers is one tokenised input.
 
     Raises:
@@ -72,7 +91,7 @@ def _neither(problem: str, field: str) -> InvalidJsonError:
     )
 
 
-def check_count(count: int, limit: int) -> None:
+def check_count(count: int, limit: int = MAX_INPUTS) -> None:
     """Refuse a request with more than ``limit`` inputs.
 
     Raises:

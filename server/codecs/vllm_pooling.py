@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from headrace.server.codecs.json_body import convert
-from headrace.server.codecs.text_inputs import Inputs, kept_tokens, texts
+from headrace.server.codecs.text_inputs import Inputs, check_count, kept_tokens, texts
 from headrace.server.errors import InputEmptyError, InvalidArgumentError, InvalidJsonError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.chat import Chat
@@ -78,13 +78,13 @@ class Read(NamedTuple):
     special: bool
 
 
-def read_inputs(value: Mapping[str, Any], limit: int) -> Read:
+def read_inputs(value: Mapping[str, Any]) -> Read:
     """Return the inputs of a body: ``input``, ``messages``, or conversations in the place of ``input``.
 
     Raises:
         InvalidJsonError: there is neither, or one of a wrong shape.
         InputEmptyError: an empty list.
-        BatchTooLargeError: more than ``limit`` inputs.
+        BatchTooLargeError: more than ``MAX_INPUTS`` inputs.
     """
     given = value.get(CONVERSATIONS)
     if given is None:
@@ -92,11 +92,11 @@ def read_inputs(value: Mapping[str, Any], limit: int) -> Read:
         if given is None:
             raise InvalidJsonError("one of `input` and `messages` is needed", field="input")
         if not _holds_messages(given):
-            found = texts(convert({"input": given}, TextsBody).input, field="input", limit=limit)
+            found = texts(convert({"input": given}, TextsBody).input, field="input")
             return Read(found, [], value.get("add_special_tokens") is not False)
     body = convert(dict(value), ChatBody, strict=False)
     special = bool(body.add_special_tokens)
-    return Read([], [_chat(messages, body) for messages in _conversations(given, limit)], special)
+    return Read([], [_chat(messages, body) for messages in _conversations(given)], special)
 
 
 def reading(body: PoolingBody, most: int, *, truncate: bool = False) -> Reading:
@@ -145,16 +145,13 @@ def _holds_messages(given: Any) -> bool:
     return isinstance(first, dict)
 
 
-def _conversations(given: Any, limit: int) -> list[list[dict[str, Any]]]:
+def _conversations(given: Any) -> list[list[dict[str, Any]]]:
     if not isinstance(given, list):
         raise InvalidJsonError("`messages`: expected a list of messages, or of such lists", field="messages")
     if not given:
         raise InputEmptyError("`messages` cannot be empty", field="messages")
     batch = given if all(isinstance(entry, list) for entry in given) else [given]
-    if len(batch) > limit:
-        raise InvalidArgumentError(
-            f"{len(batch)} conversations are too many, at most {limit} are read at once", field="messages"
-        )
+    check_count(len(batch))
     return batch
 
 

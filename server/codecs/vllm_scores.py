@@ -98,11 +98,14 @@ def read_documents(value: Mapping[str, Any], body: ScoringBody) -> Documents:
 
     Raises:
         InvalidJsonError: a field is missing or has another shape.
-        InputEmptyError: there are no documents.
+        InputEmptyError: the query is empty, or there are no documents.
     """
-    if value.get("query") is None:
-        raise InvalidJsonError("`query` is missing", field="query")
+    for field in ("query", "documents"):
+        if value.get(field) is None:
+            raise InvalidJsonError(f"`{field}` is missing", field=field)
     query = _text(value["query"], "query", ())
+    if not query:
+        raise InputEmptyError("`query` cannot be empty", field="query")
     given = value["documents"]
     found = _texts(given, "documents", body.rank_fields or ())
     if not found:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MODEL_HEADER = "x-headrace-model"
 SURFACE_HEADER = "x-headrace-surface"
+ORIGINAL_PATH = "x-envoy-original-path"
 
 
 class Call:

@@ -25,13 +25,11 @@ class ClassificationService:
     Args:
         repository: the models.
         tokenizing: threads for tokenising and arithmetic.
-        max_inputs: most inputs of one call.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
-        self._max_inputs = max_inputs
 
     async def Classify(
         self, request: classification_pb2.ClassifyRequest, call: Call
@@ -39,7 +37,7 @@ class ClassificationService:
         """Classify texts and text pairs."""
         if not request.inputs:
             raise InputEmptyError("`inputs` cannot be empty", field="inputs")
-        check_count(len(request.inputs), self._max_inputs)
+        check_count(len(request.inputs))
         model = call.model = self._repository.resolve(request.model, Task.CLASSIFY, Task.RERANK)
         inputs: list[Text] = [
             (entry.text, entry.text_pair) if entry.HasField("text_pair") else entry.text

@@ -29,18 +29,16 @@ class EmbeddingService:
     Args:
         repository: the models.
         tokenizing: threads for tokenising and arithmetic.
-        max_inputs: most inputs of one call.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
-        self._max_inputs = max_inputs
 
     async def Embed(self, request: embedding_pb2.EmbedRequest, call: Call) -> embedding_pb2.EmbedResponse:
         """Embed texts or token ids."""
         inputs = _inputs(request)
-        check_count(len(inputs), self._max_inputs)
+        check_count(len(inputs))
         model = call.model = self._repository.resolve(request.model, Task.EMBED)
         options = EmbedOptions(
             normalize=request.normalize if request.HasField("normalize") else None,

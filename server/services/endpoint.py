@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.server.codecs import endpoint
-from headrace.server.codecs.endpoint import Shape
+from headrace.server.codecs.endpoint import Invocation, Shape
 from headrace.server.codecs.endpoint_refusals import check_served, refusal
 from headrace.server.codecs.endpoint_vertex import instance_values, predictions_json, text_of_chat
 from headrace.server.codecs.json_body import encode
@@ -17,15 +17,17 @@ from headrace.server.codecs.tei_info import EncoderInfo
 from headrace.server.errors import HeadraceError, InputEmptyError, TaskNotSupportedError
 from headrace.server.repository.lookup import DEFAULT_NAMES
 from headrace.server.repository.model import Task
-from headrace.server.services import tei_requests, tgi_requests
+from headrace.server.services import pooling_requests, tei_requests, tgi_requests
 from headrace.server.services.call import Call, HttpReply, HttpStream
 from headrace.server.services.ordered import answer_in_order
+from headrace.server.services.pooling_requests import LABELLING, VLLM
 
 if TYPE_CHECKING:
     from headrace.rest.v1 import endpoint_pb2
     from headrace.server.repository.model import Model
     from headrace.server.repository.registry import Repository
     from headrace.server.services.openai_routes import OpenaiRoutes
+    from headrace.server.services.pooling_requests import PoolingRequests
     from headrace.server.services.tei_requests import TeiRequests
     from headrace.server.services.tgi_requests import TgiRequests
 
@@ -41,6 +43,7 @@ class EndpointService:
         generating: answers bodies of Text Generation Inference.
         encoding: answers bodies of Text Embeddings Inference.
         openai: answers chat and completion bodies.
+        pooling: answers vLLM's bodies for encoders.
         encoder_info: what ``GET /info`` says of an encoder.
     """
 
@@ -50,12 +53,14 @@ class EndpointService:
         generating: TgiRequests,
         encoding: TeiRequests,
         openai: OpenaiRoutes,
+        pooling: PoolingRequests,
         encoder_info: EncoderInfo,
     ) -> None:
         self._repository = repository
         self._generating = generating
         self._encoding = encoding
         self._openai = openai
+        self._pooling = pooling
         self._encoder_info = encoder_info
 
     async def Run(
@@ -67,13 +72,29 @@ class EndpointService:
     async def Invoke(
         self, request: endpoint_pb2.EndpointServiceInvokeRequest, call: Call
     ) -> HttpReply | HttpStream:
-        """Chat, complete or do what the model does: ``inputs`` goes before ``messages`` and ``prompt``."""
+        """Chat, complete, encode as vLLM or do what the model does: the members of the body decide."""
         value = endpoint.body_object(request.body.content_type, request.body.data)
-        if value.get("inputs") is None and value.get("messages") is not None:
-            return await self._openai.chat(value, call)
-        if value.get("inputs") is None and value.get("prompt") is not None:
-            return await self._openai.completion(value, call)
-        return await self._run(value, call)
+        match endpoint.invocation(value):
+            case Invocation.CHAT:
+                return await self._openai.chat(value, call)
+            case Invocation.COMPLETION:
+                return await self._openai.completion(value, call)
+            case Invocation.RUN:
+                return await self._run(value, call)
+            case asked:
+                call.form = VLLM
+                return await self._pool(asked, value, call)
+
+    async def _pool(self, asked: Invocation, value: dict[str, Any], call: Call) -> HttpReply:
+        """Answer a body of vLLM's routes for encoders."""
+        if asked is Invocation.RANKING:
+            return await self._pooling.rank(value, call)
+        if asked is Invocation.SCORES:
+            return await self._pooling.score(value, call)
+        model = self._model(value, Shape.TEXTS, call)
+        if model.task in LABELLING:
+            return await self._pooling.classify(value, call)
+        return await self._pooling.embeddings(value, call)
 
     async def PredictInstances(
         self, request: endpoint_pb2.EndpointServicePredictInstancesRequest, call: Call
@@ -165,7 +186,9 @@ class EndpointService:
         return model
 
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
-        """Answer ``{"error", "error_type"}`` of the family that serves the model; TGI's without one."""
+        """Answer as the family that serves the model (TGI without one), or as vLLM where the body was its."""
+        if call.form == VLLM:
+            return pooling_requests.error_reply(error)
         model = call.model
         if model is None and call.model_id:
             with suppress(HeadraceError):

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from headrace.server.codecs import oicm, tei
 from headrace.server.codecs.http_headers import compute_headers, retry_headers
-from headrace.server.codecs.json_body import convert, parse
-from headrace.server.codecs.text_inputs import check_count, direction
-from headrace.server.errors import InputEmptyError
+from headrace.server.codecs.json_body import convert, given, parse
+from headrace.server.codecs.text_inputs import direction, plain_texts
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.services.pooling_requests import VLLM, PoolingRequests, error_reply
@@ -28,7 +27,7 @@ class OicmService:
         repository: the models.
         tokenizing: threads for tokenising.
         pooling: answers bodies in vLLM's form.
-        max_inputs: most texts of one request.
+        compute_type: the header ``x-compute-type``.
     """
 
     def __init__(
@@ -36,25 +35,23 @@ class OicmService:
         repository: Repository,
         tokenizing: Tokenizing,
         pooling: PoolingRequests,
-        max_inputs: int = 2048,
+        compute_type: str = "cpu",
     ) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
         self._pooling = pooling
-        self._max_inputs = max_inputs
+        self._compute_type = compute_type
 
     async def Classify(self, request: oicm_pb2.OicmServiceClassifyRequest, call: Call) -> HttpReply:
         """Label one text or a list of texts; a body with ``input`` or ``messages`` is vLLM's."""
         value = parse(request.body.data)
-        if isinstance(value, dict) and "inputs" not in value and ("input" in value or "messages" in value):
+        members = given(value)
+        if "inputs" not in members and members & {"input", "messages"}:
             call.form = VLLM
             return await self._pooling.classify(value, call)
         body = convert(value, oicm.ClassifyBody)
         batch = not isinstance(body.inputs, str)
-        inputs = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        if not inputs:
-            raise InputEmptyError("`inputs` cannot be empty", field="inputs")
-        check_count(len(inputs), self._max_inputs)
+        inputs = plain_texts(body.inputs, field="inputs")
         name = call.model_id or body.model or ""
         model = call.model = self._repository.resolve(name, Task.CLASSIFY, Task.RERANK)
         options = ClassifyOptions(
@@ -64,7 +61,7 @@ class OicmService:
             direction=direction(body.truncation_direction),
         )
         result = await classify(self._tokenizing, model, inputs, options)
-        headers = compute_headers(inputs, result.token_counts, result.timings)
+        headers = compute_headers(inputs, result.token_counts, result.timings, self._compute_type)
         return HttpReply(oicm.classification_json(result, batch=batch), headers=headers)
 
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:

@@ -8,15 +8,13 @@ from headrace.server.codecs import openai
 from headrace.server.codecs.http_headers import retry_headers
 from headrace.server.codecs.json_body import encode
 from headrace.server.codecs.openai_requests import json_object
-from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.call import ORIGINAL_PATH, Call, HttpReply
 
 if TYPE_CHECKING:
     from headrace.rest.v1 import openai_pb2
     from headrace.server.errors import HeadraceError
     from headrace.server.repository.registry import Repository
     from headrace.server.services.pooling_requests import PoolingRequests
-
-ORIGINAL_PATH = "x-envoy-original-path"
 
 
 class OpenaiService:

@@ -10,6 +10,7 @@ from headrace.server.codecs.http_headers import compute_headers, retry_headers
 from headrace.server.codecs.json_body import convert
 from headrace.server.codecs.openai_identity import Identity, identity
 from headrace.server.codecs.openai_requests import default_model, request_id
+from headrace.server.codecs.tei import check_normalize
 from headrace.server.codecs.text_inputs import check_count
 from headrace.server.codecs.vector_formats import VectorFormat, vector_format
 from headrace.server.codecs.vectors import json_embeddings
@@ -32,13 +33,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from headrace.server.codecs.http_headers import Headers
     from headrace.server.codecs.vllm_pooling import Read, Reading
     from headrace.server.errors import HeadraceError
     from headrace.server.repository.model import Model, TextSettings
     from headrace.server.repository.registry import Repository
     from headrace.server.tasks.chat_templates import ChatTemplates
+    from headrace.server.tasks.embed import Embeddings
+    from headrace.server.tasks.rerank import Ranking
+    from headrace.server.tasks.score import Scores
     from headrace.server.tasks.text_encoding import Text
+    from headrace.server.tasks.token_vectors import TokenVectors
     from headrace.server.tasks.tokenization import Tokenizing
+
+    _Result = Embeddings | TokenVectors | Classifications | Scores | Ranking
 
 VLLM: Final = "vllm"
 """What ``Call.form`` is for a body of these routes on a path that has others too."""
@@ -61,8 +69,8 @@ class PoolingRequests:
         repository: the models.
         tokenizing: threads for tokenising and encoding.
         templates: compiled chat templates, for inputs that are conversations.
-        max_inputs: most inputs, or pairs, of one request; 2048 is OpenAI's own limit for embeddings.
         max_documents: most documents of one ranking.
+        compute_type: the header ``x-compute-type``.
     """
 
     def __init__(
@@ -70,32 +78,33 @@ class PoolingRequests:
         repository: Repository,
         tokenizing: Tokenizing,
         templates: ChatTemplates,
-        max_inputs: int = 2048,
         max_documents: int = 1000,
+        compute_type: str = "cpu",
     ) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
         self._templates = templates
-        self._max_inputs = max_inputs
         self._max_documents = max_documents
+        self._compute_type = compute_type
 
     async def embeddings(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Embed texts, token ids or conversations; inputs that are too long are cut."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value, self._max_inputs)
+        read = read_inputs(value)
         form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
         model = self._resolve(call, body.model, Task.EMBED)
+        check_normalize(body.use_activation, model, field="use_activation")
         how = reading(body, _settings(model).max_tokens, truncate=True)
         inputs = await self._texts(model, read)
         result = await embed(self._tokenizing, model, inputs, _embed_options(body, how, read))
         answer = self._identity("embd-", model, call)
-        return await self._vectors(list(result.vectors), result.token_counts, form, answer, "embedding")
+        return await self._vectors(list(result.vectors), inputs, result, form, answer, "embedding")
 
     async def cohere_embed(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Embed texts in Cohere's form; inputs that are too long are cut unless the body forbids it."""
         call.form = COHERE
         body = cohere_embed.read_body(value)
-        texts = cohere_embed.read_texts(body, self._max_inputs)
+        texts = cohere_embed.read_texts(body)
         how = body.reading
         model = self._resolve(call, body.model, Task.EMBED)
         options = EmbedOptions(
@@ -113,24 +122,24 @@ class PoolingRequests:
         answer = self._identity("embd-", model, call)
         return HttpReply(
             cohere_embed.answer_json(answer, encoded, body.texts, result.token_counts),
-            headers=compute_headers(texts, result.token_counts, result.timings),
+            headers=self._headers(texts, result),
         )
 
     async def classify(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Give the probability of every class for texts, token ids or conversations."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value, self._max_inputs)
+        read = read_inputs(value)
         model = self._resolve(call, body.model, *LABELLING)
         inputs, result = await self._labels(body, read, model)
         answer = answers.classes_json(result, self._identity("classify-", model, call))
-        return HttpReply(answer, headers=compute_headers(inputs, result.token_counts, result.timings))
+        return HttpReply(answer, headers=self._headers(inputs, result))
 
     async def score(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Score pairs of texts."""
         body = convert(value, PoolingBody, strict=False)
         scoring = convert(value, ScoringBody, strict=False)
         firsts, seconds = read_pairs(value)
-        check_count(max(len(firsts), len(seconds)), self._max_inputs)
+        check_count(max(len(firsts), len(seconds)))
         model = self._resolve(call, body.model, *SCORING)
         how = reading(body, _settings(model).max_tokens, truncate=scoring.cuts)
         options = ScoreOptions(
@@ -143,7 +152,7 @@ class PoolingRequests:
         )
         result = await score(self._tokenizing, model, firsts, seconds, options)
         answer = self._identity("score-", model, call)
-        headers = compute_headers([*firsts, *seconds], result.token_counts, result.timings)
+        headers = self._headers([*firsts, *seconds], result)
         return HttpReply(answers.scores_json(result.values, result.token_counts, answer), headers=headers)
 
     async def rank(self, value: Mapping[str, Any], call: Call) -> HttpReply:
@@ -165,37 +174,38 @@ class PoolingRequests:
         )
         result = await rerank(self._tokenizing, model, documents.query, documents.texts, options)
         answer = self._identity("rerank-", model, call)
-        headers = compute_headers([documents.query, *documents.texts], result.token_counts, result.timings)
+        headers = self._headers([documents.query, *documents.texts], result)
         with_documents = scoring.return_documents is not False
         return HttpReply(results_json(result, documents, answer, echo=with_documents), headers=headers)
 
     async def pooling(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Give what the model's pooler makes of each input: token vectors, one vector, or probabilities."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value, self._max_inputs)
+        read = read_inputs(value)
         form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
         model = self._resolve(call, body.model, Task.EMBED, *LABELLING)
         task = pooling_task(body.task, model.task, sparse=_settings(model).sparse)
         rows: Sequence[NDArray[np.float32]]
+        result: _Result
         if task == "classify":
-            _, labels = await self._labels(body, read, model)
-            rows, counts = list(labels.by_class()), labels.token_counts
+            inputs, labels = await self._labels(body, read, model)
+            result, rows = labels, list(labels.by_class())
         else:
             how = reading(body, _settings(model).max_tokens)
             options = _embed_options(body, how, read)
             inputs = await self._texts(model, read)
             if task == "embed":
-                whole = await embed(self._tokenizing, model, inputs, options)
-                rows, counts = list(whole.vectors), whole.token_counts
+                result = whole = await embed(self._tokenizing, model, inputs, options)
+                rows = list(whole.vectors)
             else:
                 dimensions = checked_dimensions(model, body.dimensions)
-                tokens = await embed_tokens(self._tokenizing, model, inputs, options)
-                counts = tokens.token_counts
+                result = tokens = await embed_tokens(self._tokenizing, model, inputs, options)
                 rows = await call_by_size(
                     self._tokenizing, sum(row.nbytes for row in tokens.vectors),
                     unit_tokens, tokens.vectors, dimensions, normalize=body.use_activation is not False,
                 )  # fmt: skip
-        return await self._vectors(rows, counts, form, self._identity("pool-", model, call), "pooling")
+        answer = self._identity("pool-", model, call)
+        return await self._vectors(rows, inputs, result, form, answer, "pooling")
 
     async def _labels(
         self, body: PoolingBody, read: Read, model: Model
@@ -217,20 +227,25 @@ class PoolingRequests:
     async def _vectors(
         self,
         rows: Sequence[NDArray[np.float32]],
-        token_counts: Sequence[int],
+        inputs: Sequence[Text],
+        result: _Result,
         form: VectorFormat,
         answer: Identity,
         kind: str,
     ) -> HttpReply:
-        size = sum(row.nbytes for row in rows)
+        size, counts = sum(row.nbytes for row in rows), result.token_counts
+        headers = self._headers(inputs, result)
         if form.binary:
-            packed, headers = await call_by_size(
-                self._tokenizing, size, answers.vectors_bytes, rows, form, answer, token_counts
+            packed, places = await call_by_size(
+                self._tokenizing, size, answers.vectors_bytes, rows, form, answer, counts
             )
-            return HttpReply(packed, BINARY, headers=headers)
+            return HttpReply(packed, BINARY, headers=(*places, *headers))
         field = "data" if kind == "pooling" else kind
         data = await call_by_size(self._tokenizing, size, json_embeddings, rows, form, kind=kind, field=field)
-        return HttpReply(answers.list_json(answer, data, token_counts))
+        return HttpReply(answers.list_json(answer, data, counts), headers=headers)
+
+    def _headers(self, inputs: Sequence[Text], result: _Result) -> Headers:
+        return compute_headers(inputs, result.token_counts, result.timings, self._compute_type)
 
     def _resolve(self, call: Call, name: str | None, *tasks: Task) -> Model:
         model = call.model = self._repository.resolve(call.model_id or default_model(name), *tasks)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from headrace.server.codecs import typed
+from headrace.server.repository.lookup import DEFAULT_NAMES
 from headrace.server.repository.model import Task
 from headrace.server.tasks.predict import predict
 from headrace.server.tasks.tensors import InferRequest, InputTensor, RequestedOutput
@@ -74,7 +75,7 @@ class PredictionService:
 
     def _resolve(self, name: str) -> Model:
         """Return the model: any by name, else the default of the tasks that work on tensors."""
-        tasks = () if name not in {"", "-", "tgi"} else (Task.PREDICT, Task.TENSORS)
+        tasks = (Task.PREDICT, Task.TENSORS) if name in DEFAULT_NAMES else ()
         return self._repository.resolve(name, *tasks)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from headrace.server.codecs import typed
 from headrace.server.codecs.text_inputs import check_count
+from headrace.server.errors import InputEmptyError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.rerank import RerankOptions, rerank
 from headrace.v1 import ranking_pb2
@@ -22,17 +23,17 @@ class RankingService:
     Args:
         repository: the models.
         tokenizing: threads for tokenising and arithmetic.
-        max_inputs: most texts of one call.
     """
 
-    def __init__(self, repository: Repository, tokenizing: Tokenizing, max_inputs: int = 2048) -> None:
+    def __init__(self, repository: Repository, tokenizing: Tokenizing) -> None:
         self._repository = repository
         self._tokenizing = tokenizing
-        self._max_inputs = max_inputs
 
     async def Rerank(self, request: ranking_pb2.RerankRequest, call: Call) -> ranking_pb2.RerankResponse:
         """Score texts against a query and sort them."""
-        check_count(len(request.texts), self._max_inputs)
+        if not request.query:
+            raise InputEmptyError("`query` cannot be empty", field="query")
+        check_count(len(request.texts))
         model = call.model = self._repository.resolve(request.model, Task.RERANK, Task.EMBED, Task.CLASSIFY)
         options = RerankOptions(
             raw_scores=request.raw_scores,

@@ -49,6 +49,7 @@ from headrace.server.services.prediction import PredictionService
 from headrace.server.services.ranking import RankingService
 from headrace.server.services.tei import TeiService
 from headrace.server.services.tei_embed import TeiEmbedService
+from headrace.server.services.tei_models import embeds, labels, ranks
 from headrace.server.services.tei_requests import TeiRequests
 from headrace.server.services.tei_text import (
     TeiInfoService,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from headrace.server.config import Settings
     from headrace.server.interceptors import Interceptors
     from headrace.server.repository.registry import Repository
+    from headrace.server.services.health import Serves
     from headrace.server.tasks.generate import Generating
     from headrace.server.tasks.tokenization import Tokenizing
     from headrace.server.telemetry.metrics import Metrics
@@ -89,11 +91,15 @@ class Dependencies:
 
 
 class Registration(NamedTuple):
-    """One proto service: its family (a metrics label), its descriptor and how to build it."""
+    """One proto service: its family (a metrics label), its descriptor and how to build it.
+
+    ``serves`` says by the ready models whether the service is healthy; None where it follows readiness.
+    """
 
     protocol: str
     descriptor: ServiceDescriptor
     build: Callable[[Dependencies], Any]
+    serves: Serves | None = None
 
 
 SERVICES: Final = (
@@ -155,7 +161,9 @@ SERVICES: Final = (
     Registration(
         "vllm",
         vllm_pb2.DESCRIPTOR.services_by_name["VllmService"],
-        lambda d: VllmService(d.repository, d.generating, version("headrace")),
+        lambda d: VllmService(
+            d.repository, d.generating, version("headrace"), d.settings.max_client_batch_size
+        ),
     ),
     Registration(
         "vllm",
@@ -185,6 +193,7 @@ SERVICES: Final = (
             _tgi_requests(d),
             _tei_requests(d),
             OpenaiRoutes(d.repository, d.generating, version("headrace")),
+            _pooling_requests(d),
             _encoder_info(d),
         ),
     ),
@@ -192,11 +201,13 @@ SERVICES: Final = (
         "tei-grpc",
         teiv1_pb2.DESCRIPTOR.services_by_name["Embed"],
         lambda d: TeiEmbedService(d.repository, d.tokenizing, d.settings.compute_type),
+        lambda models: any(embeds(model) for model in models),
     ),
     Registration(
         "tei-grpc",
         teiv1_pb2.DESCRIPTOR.services_by_name["Predict"],
         lambda d: TeiPredictService(d.repository, d.tokenizing, d.settings.compute_type),
+        lambda models: any(labels(model) for model in models),
     ),
     Registration(
         "tei-grpc",
@@ -204,21 +215,24 @@ SERVICES: Final = (
         lambda d: TeiRerankService(
             d.repository, d.tokenizing, d.settings.max_client_batch_size, d.settings.compute_type
         ),
+        lambda models: any(ranks(model) for model in models),
     ),
     Registration(
         "tei-grpc",
         teiv1_pb2.DESCRIPTOR.services_by_name["Tokenize"],
         lambda d: TeiTokenizeService(d.repository, d.tokenizing),
+        lambda _: True,
     ),
     Registration(
         "tei-grpc",
         teiv1_pb2.DESCRIPTOR.services_by_name["Info"],
         lambda d: TeiInfoService(d.repository, _encoder_info(d)),
+        lambda _: True,
     ),
     Registration(
         "oicm",
         oicm_pb2.DESCRIPTOR.services_by_name["OicmService"],
-        lambda d: OicmService(d.repository, d.tokenizing, _pooling_requests(d)),
+        lambda d: OicmService(d.repository, d.tokenizing, _pooling_requests(d), d.settings.compute_type),
     ),
     Registration(
         "ops",
@@ -253,7 +267,10 @@ def _tgi_requests(dependencies: Dependencies) -> TgiRequests:
 
 def _pooling_requests(dependencies: Dependencies) -> PoolingRequests:
     return PoolingRequests(
-        dependencies.repository, dependencies.tokenizing, dependencies.generating.templates
+        dependencies.repository,
+        dependencies.tokenizing,
+        dependencies.generating.templates,
+        compute_type=dependencies.settings.compute_type,
     )
 
 
@@ -277,7 +294,7 @@ def handlers(
     dependencies: Dependencies, interceptors: Interceptors
 ) -> Iterable[grpc.GenericRpcHandler[Any, Any]]:
     """Build every service and yield its gRPC handlers, each method wrapped by the interceptors."""
-    for protocol, descriptor, build in SERVICES:
+    for protocol, descriptor, build, _ in SERVICES:
         service = build(dependencies)
         for method in descriptor.methods:
             text = inspect.getdoc(getattr(service, method.name)) or method.name

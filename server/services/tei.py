@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from headrace.server.codecs.json_body import parse
+from headrace.server.codecs.json_body import given, parse
+from headrace.server.codecs.openai_requests import as_object
 from headrace.server.services import pooling_requests
-from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.call import ORIGINAL_PATH, Call, HttpReply
 from headrace.server.services.pooling_requests import VLLM
 from headrace.server.services.tei_requests import TeiRequests, error_reply
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from headrace.rest.v1 import tei_pb2
     from headrace.server.errors import HeadraceError
     from headrace.server.services.pooling_requests import PoolingRequests
+
+
+_VLLM_RANKING: Final = frozenset({"/v1/rerank", "/v2/rerank"})
+"""Paths that are vLLM's own: a body without ``texts`` and ``documents`` is wrong in its form there."""
 
 
 class TeiService:
@@ -34,10 +39,16 @@ class TeiService:
 
     async def Rerank(self, request: tei_pb2.TeiServiceRerankRequest, call: Call) -> HttpReply:
         """Order ``texts`` by relevance to a query; with ``documents`` as Cohere, Jina and vLLM do it."""
+        path = call.headers.get(ORIGINAL_PATH, "").partition("?")[0]
+        call.form = VLLM if path in _VLLM_RANKING else ""
         value = parse(request.body.data)
-        if isinstance(value, dict) and "documents" in value and "texts" not in value:
+        members = given(value)
+        if "texts" in members:
+            call.form = ""
+        elif "documents" in members:
             call.form = VLLM
-            return await self._pooling.rank(value, call)
+        if call.form == VLLM:
+            return await self._pooling.rank(as_object(value), call)
         return await self._requests.rerank(value, call)
 
     async def Predict(self, request: tei_pb2.TeiServicePredictRequest, call: Call) -> HttpReply:

@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from headrace.server.codecs import tei_messages as codec
-from headrace.server.codecs.tei import check_pooled_late
+from headrace.server.codecs.tei import check_normalize, check_pooled_late
 from headrace.server.codecs.vectors import packed_floats, packed_vectors
 from headrace.server.repository.model import Task
 from headrace.server.services.ordered import answer_in_order
+from headrace.server.services.tei_models import NO_EMBEDDER, resolve_encoder
 from headrace.server.tasks.embed import EmbedOptions, embed
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.sparse import embed_sparse
@@ -49,7 +50,7 @@ class TeiEmbedService:
         self, requests: AsyncIterator[tei_pb2.EmbedRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedResponse]:
         """Embed every text of a stream."""
-        return answer_in_order(requests, lambda request: self._embed(request, call))
+        return answer_in_order(requests, lambda request: self._embed(request, call, wait=True))
 
     async def EmbedSparse(
         self, request: tei_pb2.EmbedSparseRequest, call: Call
@@ -63,7 +64,7 @@ class TeiEmbedService:
         self, requests: AsyncIterator[tei_pb2.EmbedSparseRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedSparseResponse]:
         """Weigh the vocabulary for every text of a stream."""
-        return answer_in_order(requests, lambda request: self._embed_sparse(request, call))
+        return answer_in_order(requests, lambda request: self._embed_sparse(request, call, wait=True))
 
     async def EmbedAll(self, request: tei_pb2.EmbedAllRequest, call: Call) -> tei_pb2.EmbedAllResponse:
         """Embed the tokens of one text."""
@@ -75,9 +76,11 @@ class TeiEmbedService:
         self, requests: AsyncIterator[tei_pb2.EmbedAllRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.EmbedAllResponse]:
         """Embed the tokens of every text of a stream."""
-        return answer_in_order(requests, lambda request: self._embed_all(request, call))
+        return answer_in_order(requests, lambda request: self._embed_all(request, call, wait=True))
 
-    async def _embed(self, request: tei_pb2.EmbedRequest, call: Call) -> tei_pb2.EmbedResponse:
+    async def _embed(
+        self, request: tei_pb2.EmbedRequest, call: Call, *, wait: bool = False
+    ) -> tei_pb2.EmbedResponse:
         texts = [request.inputs]
         options = EmbedOptions(
             normalize=request.normalize if request.HasField("normalize") else None,
@@ -85,17 +88,20 @@ class TeiEmbedService:
             truncate=request.truncate,
             direction=codec.direction(request.truncation_direction),
             prompt_name=request.prompt_name,
+            wait=wait,
         )
-        result = await embed(self._tokenizing, self._model(call), texts, options)
+        model = self._model(call)
+        check_normalize(options.normalize, model)
+        result = await embed(self._tokenizing, model, texts, options)
         response: tei_pb2.EmbedResponse = tei_pb2.EmbedResponse.FromString(packed_floats(result.vectors[0]))
         response.metadata.CopyFrom(codec.metadata(texts, result.token_counts, result.timings))
         return response
 
     async def _embed_sparse(
-        self, request: tei_pb2.EmbedSparseRequest, call: Call
+        self, request: tei_pb2.EmbedSparseRequest, call: Call, *, wait: bool = False
     ) -> tei_pb2.EmbedSparseResponse:
         texts = [request.inputs]
-        result = await embed_sparse(self._tokenizing, self._model(call), texts, _options(request))
+        result = await embed_sparse(self._tokenizing, self._model(call), texts, _options(request, wait=wait))
         weights = result.rows[0]
         return tei_pb2.EmbedSparseResponse(
             sparse_embeddings=[
@@ -105,11 +111,13 @@ class TeiEmbedService:
             metadata=codec.metadata(texts, result.token_counts, result.timings),
         )
 
-    async def _embed_all(self, request: tei_pb2.EmbedAllRequest, call: Call) -> tei_pb2.EmbedAllResponse:
+    async def _embed_all(
+        self, request: tei_pb2.EmbedAllRequest, call: Call, *, wait: bool = False
+    ) -> tei_pb2.EmbedAllResponse:
         texts = [request.inputs]
         model = self._model(call)
         check_pooled_late(model)
-        result = await embed_tokens(self._tokenizing, model, texts, _options(request))
+        result = await embed_tokens(self._tokenizing, model, texts, _options(request, wait=wait))
         vectors = result.vectors[0]
         packed = await call_by_size(self._tokenizing, vectors.nbytes, packed_vectors, vectors)
         response: tei_pb2.EmbedAllResponse = tei_pb2.EmbedAllResponse.FromString(packed)
@@ -117,13 +125,13 @@ class TeiEmbedService:
         return response
 
     def _model(self, call: Call) -> Model:
-        model = call.model = self._repository.resolve(call.model_id, Task.EMBED)
-        return model
+        return resolve_encoder(self._repository, call, call.model_id, (Task.EMBED,), NO_EMBEDDER)
 
 
-def _options(request: tei_pb2.EmbedSparseRequest | tei_pb2.EmbedAllRequest) -> EmbedOptions:
+def _options(request: tei_pb2.EmbedSparseRequest | tei_pb2.EmbedAllRequest, *, wait: bool) -> EmbedOptions:
     return EmbedOptions(
         truncate=request.truncate,
         direction=codec.direction(request.truncation_direction),
         prompt_name=request.prompt_name,
+        wait=wait,
     )

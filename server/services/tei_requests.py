@@ -14,6 +14,14 @@ from headrace.server.codecs.vectors import json_token_vectors, json_vectors
 from headrace.server.errors import TaskNotSupportedError
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
+from headrace.server.services.tei_models import (
+    LABELLING,
+    NO_CLASSIFIER,
+    NO_EMBEDDER,
+    NO_RANKER,
+    RANKING,
+    resolve_encoder,
+)
 from headrace.server.tasks import text_tokens
 from headrace.server.tasks.classify import ClassifyOptions, classify
 from headrace.server.tasks.embed import embed
@@ -37,10 +45,7 @@ if TYPE_CHECKING:
     from headrace.server.tasks.text_models import Timings
     from headrace.server.tasks.tokenization import Tokenizing
 
-RANKING: Final = (Task.RERANK, Task.EMBED, Task.CLASSIFY)
-LABELLING: Final = (Task.CLASSIFY, Task.RERANK)
 TENSORS: Final = (Task.PREDICT, Task.TENSORS)
-NO_CLASSIFIER: Final = "model is not a classifier model"
 
 
 class TeiRequests:
@@ -74,7 +79,7 @@ class TeiRequests:
         body = convert(value, tei.EmbedBody)
         inputs = texts(body.inputs, field="inputs", limit=self._max_batch)
         model = self._embedder(call, body.model)
-        tei.check_normalize(body, model)
+        tei.check_normalize(body.normalize, model)
         result = await embed(self._tokenizing, model, inputs, tei.embed_options(body))
         vectors = result.vectors
         answer = await call_by_size(self._tokenizing, vectors.nbytes, json_vectors, vectors)
@@ -133,7 +138,7 @@ class TeiRequests:
             truncate=body.truncate,
             direction=direction(body.truncation_direction),
         )
-        model = self.resolve(call, body.model, RANKING, "model is not a re-ranker model")
+        model = self.resolve(call, body.model, RANKING, NO_RANKER)
         result = await rerank(self._tokenizing, model, body.query, body.texts, options)
         answer = tei.ranks_json(result, body.texts if body.return_text else None)
         headers = self._headers([body.query, *body.texts], result.token_counts, result.timings)
@@ -201,21 +206,11 @@ class TeiRequests:
         return compute_headers(inputs, token_counts, times, self._compute_type)
 
     def _embedder(self, call: Call, name: str | None) -> Model:
-        return self.resolve(call, name, (Task.EMBED,), "Model is not an embedding model")
+        return self.resolve(call, name, (Task.EMBED,), NO_EMBEDDER)
 
     def resolve(self, call: Call, name: str | None, tasks: Sequence[Task], otherwise: str = "") -> Model:
-        """Return the model that the URL or the body names, else the default of the first task that has one.
-
-        ``otherwise`` is what Text Embeddings Inference says of a model that does something else; the name and
-        the task follow it.
-        """
-        try:
-            model = call.model = self._repository.resolve(call.model_id or name or "", *tasks)
-        except TaskNotSupportedError as error:
-            if not otherwise:
-                raise
-            raise TaskNotSupportedError(f"{otherwise}: {error.message}", **error.metadata) from None
-        return model
+        """Return the model that the URL or the body names, else a default one; see ``resolve_encoder``."""
+        return resolve_encoder(self._repository, call, call.model_id or name or "", tasks, otherwise)
 
 
 def error_reply(error: HeadraceError, call: Call) -> HttpReply:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.server.codecs import tei_messages as codec
 from headrace.server.codecs.tei_info import TEXT_TASKS, EncoderInfo
 from headrace.server.codecs.text_inputs import check_count
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
-from headrace.server.repository.model import Task
 from headrace.server.services.ordered import answer_in_order
+from headrace.server.services.tei_models import (
+    LABELLING,
+    NO_CLASSIFIER,
+    NO_RANKER,
+    RANKING,
+    resolve_encoder,
+)
 from headrace.server.tasks.classify import ClassifyOptions, classify
-from headrace.server.tasks.rerank import RerankOptions, rerank
+from headrace.server.tasks.rerank import RerankOptions, merged, rerank
 from headrace.server.tasks.text_models import text_settings
 from headrace.server.tasks.text_tokens import decode, tokenize
 from headrace.tei.v1 import tei_pb2
@@ -21,8 +27,10 @@ if TYPE_CHECKING:
     from headrace.server.repository.model import Model, TextSettings
     from headrace.server.repository.registry import Repository
     from headrace.server.services.call import Call
-    from headrace.server.tasks.text_encoding import Text
+    from headrace.server.tasks.text_encoding import Direction, Text
     from headrace.server.tasks.tokenization import Tokenizing
+
+    _Ranking = tei_pb2.RerankRequest | tei_pb2.RerankStreamRequest
 
 
 class TeiPredictService:
@@ -51,22 +59,32 @@ class TeiPredictService:
         self, requests: AsyncIterator[tei_pb2.PredictRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.PredictResponse]:
         """Label every text of a stream."""
-        return answer_in_order(requests, lambda request: self._label(request.inputs, request, call))
+        return answer_in_order(
+            requests, lambda request: self._label(request.inputs, request, call, wait=True)
+        )
 
     def PredictPairStream(
         self, requests: AsyncIterator[tei_pb2.PredictPairRequest], call: Call
     ) -> AsyncGenerator[tei_pb2.PredictResponse]:
         """Label every pair of a stream."""
-        return answer_in_order(requests, lambda request: self._label(_pair(request), request, call))
+        return answer_in_order(
+            requests, lambda request: self._label(_pair(request), request, call, wait=True)
+        )
 
     async def _label(
-        self, text: Text, request: tei_pb2.PredictRequest | tei_pb2.PredictPairRequest, call: Call
+        self,
+        text: Text,
+        request: tei_pb2.PredictRequest | tei_pb2.PredictPairRequest,
+        call: Call,
+        *,
+        wait: bool = False,
     ) -> tei_pb2.PredictResponse:
-        model = call.model = self._repository.resolve(call.model_id, Task.CLASSIFY, Task.RERANK)
+        model = resolve_encoder(self._repository, call, call.model_id, LABELLING, NO_CLASSIFIER)
         options = ClassifyOptions(
             raw_scores=request.raw_scores,
             truncate=request.truncate,
             direction=codec.direction(request.truncation_direction),
+            wait=wait,
         )
         return codec.predictions([text], await classify(self._tokenizing, model, [text], options))
 
@@ -93,34 +111,43 @@ class TeiRerankService:
 
     async def Rerank(self, request: tei_pb2.RerankRequest, call: Call) -> tei_pb2.RerankResponse:
         """Rank a list of texts."""
-        return await self._rank(list(request.texts), request, call)
+        texts = list(request.texts)
+        check_count(len(texts), self._max_batch)
+        return await self._rank(texts, {_question(request): range(len(texts))}, request, call)
 
     async def RerankStream(
         self, requests: AsyncIterator[tei_pb2.RerankStreamRequest], call: Call
     ) -> tei_pb2.RerankResponse:
-        """Rank the texts of a stream; everything but the texts is taken from its first message."""
+        """Rank the texts of a stream; ``raw_scores`` and ``return_text`` are taken from its first message."""
         first: tei_pb2.RerankStreamRequest | None = None
         texts: list[str] = []
+        questions: dict[_Question, list[int]] = {}
         async for request in requests:
             first = first or request
+            questions.setdefault(_question(request), []).append(len(texts))
             texts.append(request.text)
             check_count(len(texts), self._max_batch)
         if first is None:
             raise InputEmptyError("`texts` cannot be empty", field="texts")
-        return await self._rank(texts, first, call)
+        return await self._rank(texts, questions, first, call)
 
     async def _rank(
-        self, texts: list[str], request: tei_pb2.RerankRequest | tei_pb2.RerankStreamRequest, call: Call
+        self, texts: list[str], questions: Mapping[_Question, Sequence[int]], first: _Ranking, call: Call
     ) -> tei_pb2.RerankResponse:
-        check_count(len(texts), self._max_batch)
-        model = call.model = self._repository.resolve(call.model_id, Task.RERANK, Task.EMBED, Task.CLASSIFY)
-        options = RerankOptions(
-            raw_scores=request.raw_scores,
-            truncate=request.truncate,
-            direction=codec.direction(request.truncation_direction),
-        )
-        result = await rerank(self._tokenizing, model, request.query, texts, options)
-        response = codec.ranks(request.query, texts, result, return_text=request.return_text)
+        """Rank ``texts``; ``questions`` has the positions of the texts that each is asked of."""
+        model = resolve_encoder(self._repository, call, call.model_id, RANKING, NO_RANKER)
+        groups = []
+        for question, places in questions.items():
+            options = RerankOptions(
+                raw_scores=first.raw_scores,
+                truncate=question.truncate,
+                direction=question.direction,
+                wait=True,
+            )
+            own = [texts[place] for place in places]
+            groups.append((places, await rerank(self._tokenizing, model, question.query, own, options)))
+        queries = [question.query for question in questions]
+        response = codec.ranks(queries, texts, merged(groups), return_text=first.return_text)
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 
@@ -191,6 +218,18 @@ class TeiInfoService:
         model: Model = self._repository.resolve(call.model_id, *TEXT_TASKS)
         call.model = model
         return codec.info(self._info.describe(model))
+
+
+class _Question(NamedTuple):
+    """What texts are ranked by."""
+
+    query: str
+    truncate: bool
+    direction: Direction
+
+
+def _question(request: _Ranking) -> _Question:
+    return _Question(request.query, request.truncate, codec.direction(request.truncation_direction))
 
 
 def _pair(request: tei_pb2.PredictPairRequest) -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from headrace.server.codecs import vllm
 from headrace.server.codecs.json_body import convert, encode
 from headrace.server.codecs.openai_requests import default_model, json_object
+from headrace.server.codecs.text_inputs import plain_texts
 from headrace.server.codecs.tgi_answers import flat_tokens
 from headrace.server.errors import InvalidJsonError
 from headrace.server.repository.model import Task, TextSettings
@@ -22,7 +23,7 @@ from headrace.server.tasks.text_models import text_settings
 from headrace.server.tasks.text_tokens import tokenize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -43,18 +44,22 @@ class VllmService:
         repository: the models.
         generating: the generate task.
         version: of the server.
+        max_client_batch_size: most texts of one request whose body has ``inputs``.
     """
 
-    def __init__(self, repository: Repository, generating: Generating, version: str) -> None:
+    def __init__(
+        self, repository: Repository, generating: Generating, version: str, max_client_batch_size: int = 32
+    ) -> None:
         self._repository = repository
         self._generating = generating
         self._version = version
+        self._max_batch = max_client_batch_size
 
     async def Tokenize(self, request: vllm_pb2.VllmServiceTokenizeRequest, call: Call) -> HttpReply:
         """Tokenise a prompt, a conversation, or what the Text … Inference families call ``inputs``."""
         value = json_object(request.body.content_type, request.body.data)
         if value.get("inputs") is not None:
-            return await self._tokenize_inputs(convert(value, vllm.InputsBody, strict=False), call)
+            return await self._tokenize_inputs(value, call)
         body = convert(value, vllm.TokenizeBody, strict=False)
         model = self._resolve(call, body.model)
         if body.messages is not None:
@@ -77,14 +82,17 @@ class VllmService:
         (tokens,) = await tokenize(tokenizing, _encoder(model), [text], add_special_tokens=special)
         return [token.token_id for token in tokens]
 
-    async def _tokenize_inputs(self, body: vllm.InputsBody, call: Call) -> HttpReply:
-        model = self._resolve(call, body.model)
+    async def _tokenize_inputs(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+        call.protocol = TEI  # who is answered, errors included
+        name = value.get("model")
+        model = self._resolve(call, name if isinstance(name, str) else None)
         own = model.generation
-        call.protocol = TEI if own is None else TGI  # who is answered, errors included
+        call.protocol = TEI if own is None else TGI
+        body = convert(value, vllm.InputsBody, strict=False)
         rows = await tokenize(
             self._generating.tokenizing,
             _encoder(model) if own is None else TextSettings(own.tokenizer, own.max_tokens),
-            [body.inputs] if isinstance(body.inputs, str) else body.inputs,
+            plain_texts(body.inputs, field="inputs", limit=self._max_batch),
             add_special_tokens=body.add_special_tokens is not False,
             prompt_name=body.prompt_name,
         )

@@ -33,6 +33,7 @@ class EmbedOptions:
         prompt_name: the model's prompt to put before every text; None for its default prompt.
         limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
         special: let the tokenizer add its special tokens.
+        wait: for room in the model's queue, instead of being refused when it is full.
     """
 
     normalize: bool | None = None
@@ -42,6 +43,7 @@ class EmbedOptions:
     prompt_name: str | None = None
     limit: int | None = None
     special: bool = True
+    wait: bool = False
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ async def embed(
     run = await run_texts(
         tokenizing, model, inputs, "embedding",
         truncate=options.truncate, direction=options.direction, prompt=prompt,
-        limit=options.limit, special=options.special,
+        limit=options.limit, special=options.special, wait=options.wait,
     )  # fmt: skip
     normalize = settings.normalize if options.normalize is None else options.normalize
     vectors = await call_by_size(tokenizing, run.size, _vectors, run, dimensions, normalize=normalize)
@@ -96,10 +98,15 @@ def checked_dimensions(model: Model, wanted: int | None, field: str = "dimension
 
 
 def _vectors(run: TextRun, dimensions: int | None, *, normalize: bool) -> NDArray[np.float32]:
-    vectors = run.matrix()
-    if dimensions is not None:
-        vectors = np.ascontiguousarray(vectors[:, :dimensions])
-    return unit_rows(vectors) if normalize else vectors
+    return first_values(run.matrix(), dimensions, normalize=normalize)
+
+
+def first_values(
+    vectors: NDArray[np.float32], dimensions: int | None, *, normalize: bool
+) -> NDArray[np.float32]:
+    """Return the first ``dimensions`` values (None: all) of each row, of length 1 if wanted; C-contiguous."""
+    cut = np.ascontiguousarray(vectors[:, :dimensions])
+    return unit_rows(cut) if normalize else cut
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -40,6 +40,7 @@ class RerankOptions:
             as many as the model takes.
         query_limit: at most this many tokens of the query itself, without special tokens; None for all.
         text_limit: the same of each text.
+        wait: for room in the model's queue, instead of being refused when it is full.
     """
 
     raw_scores: bool = False
@@ -49,6 +50,7 @@ class RerankOptions:
     limit: int | None = None
     query_limit: int | None = None
     text_limit: int | None = None
+    wait: bool = False
 
 
 @dataclass(slots=True)
@@ -73,16 +75,18 @@ async def rerank(
 
     Raises:
         TaskNotSupportedError: the model cannot rank.
-        InputEmptyError: the query is empty, or there are no texts. An empty text is scored like any other.
+        InputEmptyError: there are no texts, or the query and a text are both empty. Where only one of them is
+            empty they are scored like any other.
         InvalidArgumentError: ``top_n`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
     cross = is_cross_encoder(model)
     settings = text_settings(model, cross or model.task is Task.EMBED, "a re-ranker model")
-    if not query:
-        raise InputEmptyError("`query` cannot be empty", field="query")
     if not texts:
         raise InputEmptyError("`texts` cannot be empty", field="texts")
+    if not query and "" in texts:
+        empty = texts.index("")
+        raise InputEmptyError("`inputs` cannot be empty", field="inputs", index=str(empty))
     if options.top_n is not None and options.top_n < 1:
         raise InvalidArgumentError(
             f"`top_n` is {options.top_n}, expected at least 1", field="top_n", value=str(options.top_n)
@@ -93,7 +97,7 @@ async def rerank(
         pairs = [(query, text) for text in texts]
         run = await run_texts(
             tokenizing, model, pairs, "logits",
-            truncate=options.truncate, direction=options.direction, limit=options.limit,
+            truncate=options.truncate, direction=options.direction, limit=options.limit, wait=options.wait,
         )  # fmt: skip
         scored = _Scored(run.matrix()[:, 0], run.token_counts, run.timings)
         if not options.raw_scores:
@@ -105,6 +109,29 @@ async def rerank(
     if not (cross or options.raw_scores):
         best = np.clip(best, 0, 1)
     return Ranking(order.tolist(), best, scored.token_counts, scored.timings)
+
+
+def merged(groups: Sequence[tuple[Sequence[int], Ranking]]) -> Ranking:
+    """Join rankings of the texts of one request, made one after another; equal scores keep their order.
+
+    Args:
+        groups: the positions in the request of the texts of a ranking, and the ranking.
+    """
+    ranks = [
+        (places[index], score)
+        for places, ranking in groups
+        for index, score in zip(ranking.order, ranking.scores, strict=True)
+    ]
+    ranks.sort(key=lambda rank: -rank[1])
+    timings = Timings()
+    for _, ranking in groups:
+        timings.then(ranking.timings)
+    return Ranking(
+        [place for place, _ in ranks],
+        np.array([score for _, score in ranks], dtype=np.float32),
+        [count for _, ranking in groups for count in ranking.token_counts],
+        timings,
+    )
 
 
 def is_cross_encoder(model: Model) -> bool:
@@ -136,13 +163,15 @@ async def _late_interaction(
     timings = Timings()
     asked: NDArray[np.float32] | None = None
     for start in range(0, len(texts), WINDOW):
-        # A space stands for an empty text: it has the special tokens only, and those can be compared.
-        inputs = [text or " " for text in texts[start : start + WINDOW]]
+        inputs = list(texts[start : start + WINDOW])
         if asked is None:
             inputs.insert(0, query)
+        # A space stands for an empty text: it has the special tokens only, and those can be compared.
+        inputs = [text or " " for text in inputs]
         run = await run_texts(
             tokenizing, model, inputs, "token_embeddings",
             truncate=options.truncate, direction=options.direction, limit=options.limit,
+            wait=options.wait or start > 0,
         )  # fmt: skip
         counts += run.token_counts
         timings.then(run.timings)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.server.repository.model import Task
-from headrace.server.tasks.embed import unit_rows
+from headrace.server.tasks.embed import first_values
 from headrace.server.tasks.text_encoding import resolve_prompt
 from headrace.server.tasks.text_models import Timings, run_texts, text_settings
 
@@ -48,6 +48,7 @@ async def embed_tokens(
         prompt=resolve_prompt(settings, options.prompt_name),
         limit=options.limit,
         special=options.special,
+        wait=options.wait,
     )  # fmt: skip
     counts = run.token_counts
     vectors = [
@@ -61,5 +62,4 @@ def unit_tokens(
     rows: Sequence[NDArray[np.float32]], dimensions: int | None, *, normalize: bool
 ) -> list[NDArray[np.float32]]:
     """Return the first ``dimensions`` values (None: all) of each token's vector, of length 1 if wanted."""
-    cut = [row[:, :dimensions] for row in rows]
-    return [unit_rows(row) for row in cut] if normalize else cut
+    return [first_values(row, dimensions, normalize=normalize) for row in rows]

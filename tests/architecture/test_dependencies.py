@@ -132,6 +132,7 @@ def test_services_never_import_each_other(path: Path) -> None:
         "ordered",
         "pooling_requests",
         "streams",
+        "tei_models",
         "tei_requests",
         "tgi_requests",
     }
@@ -156,26 +157,57 @@ def test_codecs_are_pure(path: Path) -> None:
     assert not found
 
 
+ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb")
+ENVIRONMENT_USES = {
+    ("server/cli.py", "os.environ.setdefault"): "set what libraries read as they are imported",
+    ("server/workers/process.py", "environment(spec, os.environ)"): "children inherit it",
+}
+"""(file, expression) → why it may: it does not decide what Headrace does."""
+
+
 @pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
 def test_only_the_settings_read_the_environment(path: Path) -> None:
-    if name(path) == "server/config.py":
-        return
-    # Libraries that are told to stay offline, and children that inherit: writing is not reading.
-    reads = [
-        node
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in {"os.getenv", "os.environ.get", "environ.get"}
-    ]
-    assert not reads
+    """The settings read it by way of pydantic-settings."""
+    found = {
+        ast.unparse(parent)
+        for parent in ast.walk(parsed(path))
+        # Libraries are told to stay offline: writing is not reading.
+        if not (isinstance(parent, ast.Subscript) and isinstance(parent.ctx, ast.Store))
+        for child in ast.iter_child_nodes(parent)
+        if isinstance(child, ast.Attribute) and ast.unparse(child) in ENVIRONMENT
+    }
+    assert not {use for use in found if (name(path), use) not in ENVIRONMENT_USES}
+    assert not [i.module for i in imports(path) if i.module in ENVIRONMENT]
+
+
+MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+MAKERS = ("bytearray", "Counter", "defaultdict", "deque", "dict", "list", "OrderedDict", "set")
+
+
+def is_mutable(value: ast.expr | None) -> bool:
+    """Whether an expression makes something that can be changed, as far as its own form tells."""
+    if isinstance(value, ast.Call):
+        maker = value.func.value if isinstance(value.func, ast.Subscript) else value.func
+        return ast.unparse(maker).rpartition(".")[2] in MAKERS
+    return isinstance(value, MUTABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "mutable"),
+    [
+        ("[]", True), ("{1: 2}", True), ("{x for x in y}", True), ("dict(a=1)", True), ("set()", True),
+        ("collections.defaultdict(list)", True), ("deque[int]()", True), ("list(range(3))", True),
+        ("()", False), ("frozenset({1})", False), ("MappingProxyType({1: 2})", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_mutable(text: str, mutable: bool) -> None:
+    assert is_mutable(ast.parse(text, mode="eval").body) == mutable
 
 
 @pytest.mark.parametrize("path", [p for f in ("server", "runtimes", "envoy") for p in sources(f)], ids=name)
 def test_no_module_level_mutable_state(path: Path) -> None:
     for node in parsed(path).body:
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
-            continue
-        if isinstance(node.value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and is_mutable(node.value):
             target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
             assert target == "__all__", (
                 f"{target} is a mutable module-level value: use a tuple, frozenset or MappingProxyType"

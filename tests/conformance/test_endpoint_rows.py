@@ -79,6 +79,23 @@ def test_t12_invocations_completion(post: Any) -> None:
     assert both["object"] == "chat.completion"
 
 
+def test_invocations_of_encoders(post: Any) -> None:
+    """vLLM's bodies: vectors or classes by the model, rankings and scores."""
+    path = "/models/minilm/proxy"
+    for body, route in (
+        ({"input": "Paris"}, "/v1/embeddings"),
+        ({"query": "Paris", "documents": ["Paris", "Bananas"]}, "/v1/rerank"),
+        ({"data_1": "Paris", "data_2": "Bananas"}, "/score"),
+    ):
+        answers = [post(path + given, body).json() for given in ("/invocations", route)]
+        for answer in answers:
+            del answer["id"]
+            answer.pop("created", None)
+        assert answers[0] == answers[1]
+    labels = post("/invocations", {"input": "I love this", "model": "sentiment"}).json()
+    assert labels["data"][0]["label"] == "positive"
+
+
 def test_t13_ping(get: Any, post: Any) -> None:
     assert get("/ping").text == ""
     assert post("/ping", "").text == ""

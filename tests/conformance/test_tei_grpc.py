@@ -192,7 +192,7 @@ def test_predict_with_an_embedder_is_a_failed_precondition(channel: grpc.Channel
         lambda: stub.Predict(tei_pb2.PredictRequest(inputs="a"), metadata=(("x-headrace-model", "minilm"),))
     )
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert text.startswith("Backend error: ")
+    assert text.startswith("Backend error: model is not a classifier model: model 'minilm' is for task embed")
 
 
 def test_rerank_and_its_stream(channel: grpc.Channel) -> None:
@@ -209,6 +209,10 @@ def test_rerank_and_its_stream(channel: grpc.Channel) -> None:
         tei_pb2.RerankStreamRequest(query=query, text=text, return_text=True) for text in texts
     )
     assert streamed.ranks == answer.ranks
+    other = tei_pb2.RerankStreamRequest(query="What is yellow?", text=texts[0])
+    own = stub.RerankStream(iter([tei_pb2.RerankStreamRequest(query=query, text=texts[1]), other]))
+    alone = stub.Rerank(tei_pb2.RerankRequest(query=other.query, texts=[other.text])).ranks[0].score
+    assert {rank.index: rank.score for rank in own.ranks}[1] == pytest.approx(alone, abs=1e-5)
     assert not stub.Rerank(tei_pb2.RerankRequest(query=query, texts=texts)).ranks[0].HasField("text")
 
 

@@ -34,6 +34,8 @@ BODIES = {
     "/rerank": {"query": "a", "texts": [TEXT]},
     "/similarity": {"inputs": {"source_sentence": "a", "sentences": [TEXT]}},
     "/models/minilm": {"inputs": TEXT},
+    "/v1/embeddings": {"input": TEXT},
+    "/classify": {"inputs": TEXT},
 }
 
 
@@ -98,6 +100,8 @@ def test_predict_input_of_another_length(post: Any, inputs: Any, length: int) ->
             {"inputs": {"source_sentence": "a", "sentences": []}},
             "`inputs.sentences` cannot be empty",
         ),
+        ("/tokenize", {"inputs": [], "model": "minilm"}, "`inputs` cannot be empty"),
+        ("/tokenize", {"inputs": "", "model": "minilm"}, f"{INVALID}`inputs` cannot be empty"),
         ("/decode", {"ids": []}, f"{INVALID}`input_ids` cannot be empty"),
     ],
 )
@@ -118,6 +122,7 @@ def test_a_pair_is_empty_only_when_both_halves_are(post: Any) -> None:
         ("/predict", {"inputs": [["a"]] * 33, "model": "sentiment"}),
         ("/rerank", {"query": "a", "texts": ["a"] * 33}),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["a"] * 33}}),
+        ("/tokenize", {"inputs": ["a"] * 33, "model": "minilm"}),
         ("/decode", {"ids": [[101]] * 33}),
         ("/models/minilm", {"inputs": ["a"] * 33}),
     ],
@@ -331,6 +336,24 @@ def test_json_errors(post: Any, path: str, body: bytes, status: int) -> None:
     answer = post(path, body, status).json()
     assert set(answer) == {"error", "error_type"}
     assert answer["error_type"] == "Validation"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({"inputs": {}, "model": "minilm"}, 422, "Validation"),
+        ({"inputs": [[1]], "model": "minilm"}, 422, "Validation"),
+        ({"inputs": "a", "model": "minilm", "add_special_tokens": "?"}, 422, "Validation"),
+        ({"inputs": "a", "model": "nope"}, 404, "ModelNotFound"),
+    ],
+)
+def test_json_errors_of_tokenize(post: Any, body: Any, status: int, kind: str) -> None:
+    """A body with ``inputs`` is TEI's, and TGI's where the model generates; any other is vLLM's."""
+    answer = post("/tokenize", body, status).json()
+    assert set(answer) == {"error", "error_type"}
+    assert answer["error_type"] == kind
+    if status == 422:
+        assert post("/tokenize", body | {"model": "smollm2"}, 422).json()["error_type"] == "validation"
 
 
 def test_unknown_and_null_fields(post: Any) -> None:

@@ -14,11 +14,12 @@ import orjson
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 from numpy.typing import NDArray
+from raw_tensors import to_raw
 from rest_call import Context
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
-from headrace.runtimes.datatypes import to_array, to_raw
+from headrace.runtimes.datatypes import to_array
 from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import ExecutionFailedError, HeadraceError
 from headrace.server.interceptors import Interceptors

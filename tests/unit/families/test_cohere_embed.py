@@ -162,7 +162,7 @@ def test_unknown_input_type_says_what_is_known() -> None:
         ({"inputs": []}, "`inputs` cannot be empty", "inputs"),
         ({"inputs": [{"content": []}]}, "`inputs[0]` has no text", "inputs[0]"),
         ({"texts": "a"}, "expected `array | null`, got `str`", "texts"),
-        ({"texts": ["a"] * 7}, "batch size 7 > maximum", None),
+        ({"texts": ["a"] * 2049}, "batch size 2049 > maximum", None),
         ({"images": ["data:image/png;base64,AAAA"]}, "images are not read, only text", "images"),
         ({"texts": ["a"], "input_type": "image"}, "images are not read, only text", "input_type"),
         (

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
+import grpc
 import numpy as np
+import orjson
 import pytest
+from rest_call import Context, post_streamed
 
-from headrace.rest.v1 import endpoint_pb2
+from headrace.rest.v1 import endpoint_pb2, openai_pb2
 from headrace.rest.v1 import tei_pb2 as pb
 from headrace.server.codecs.tei import error_json
 from headrace.server.codecs.tei_info import EncoderInfo
 from headrace.server.codecs.tgi_limits import TgiLimits
-from headrace.server.errors import InvalidArgumentError
+from headrace.server.errors import InvalidArgumentError, TaskNotSupportedError
+from headrace.server.repository.config import parse_text
 from headrace.server.repository.model import Task
+from headrace.server.services.call import Call
 from headrace.server.services.endpoint import EndpointService
+from headrace.server.services.openai import OpenaiService
 from headrace.server.services.openai_routes import OpenaiRoutes
 from headrace.server.services.pooling_requests import PoolingRequests
 from headrace.server.services.tei import TeiService
+from headrace.server.services.tei_embed import TeiEmbedService
 from headrace.server.services.tei_requests import TeiRequests
 from headrace.server.services.tei_vectors import TeiVectorsService
 from headrace.server.services.tgi_requests import TgiRequests
 from headrace.server.tasks.chat_templates import ChatTemplates
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
+from headrace.tei.v1 import tei_pb2
 
 
 @pytest.fixture
@@ -51,6 +60,7 @@ async def endpoint(repository: Any, tokenizing: Tokenizing, encoding: TeiRequest
             TgiRequests(repository, generating, TgiLimits(), "1"),
             encoding,
             OpenaiRoutes(repository, generating, "1"),
+            PoolingRequests(repository, tokenizing, ChatTemplates()),
             EncoderInfo(8, 4, 2),
         )
     )
@@ -92,6 +102,86 @@ async def test_what_sparse_models_do_not_do(encoding: TeiRequests, tei: Any, res
         )
     dense = await tei.post("Embed", pb.TeiServiceEmbedRequest, body | {"normalize": False})
     assert dense.status == 200
+
+
+async def test_sparse_weights_are_scaled_nowhere(
+    repository: Any, tokenizing: Tokenizing, encoding: TeiRequests, rest: Any, reference: Any
+) -> None:
+    error = "`normalize` is not available for SPLADE models"
+    service = TeiEmbedService(repository, tokenizing, "cpu")
+    call = Call(Context({"x-headrace-model": "s"}), "test")  # type: ignore[arg-type]
+    for scaled in (None, True):
+        with pytest.raises(TaskNotSupportedError, match=error) as refused:
+            await service.Embed(tei_pb2.EmbedRequest(inputs="good", normalize=scaled), call)
+        assert service.grpc_status(refused.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
+    raw = await service.Embed(tei_pb2.EmbedRequest(inputs="good", normalize=False), call)
+    np.testing.assert_allclose(raw.embeddings, reference("good")["embedding"], atol=1e-6)
+
+    pooling = PoolingRequests(repository, tokenizing, ChatTemplates())
+    message = openai_pb2.OpenaiServiceCreateEmbeddingRequest
+    openai = rest(OpenaiService(repository, pooling))
+    body = {"input": "good", "model": "s"}
+    answer = await openai.post("CreateEmbedding", message, body)
+    assert answer.status == 400
+    assert answer.json["error"]["message"].startswith(error)
+    plain = await openai.post("CreateEmbedding", message, body | {"use_activation": False})
+    np.testing.assert_allclose(plain.json["data"][0]["embedding"], raw.embeddings, atol=1e-6)
+
+
+def keep(repository: Any, *names: str) -> None:
+    """Leave only some of the models."""
+    for name in set(repository.entries) - set(names):
+        del repository.entries[name]
+
+
+@pytest.mark.parametrize("options", [
+    {"truncate": True}, {"truncation_direction": "Left"}, {"normalize": True}, {"raw_scores": False},
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["e", "c", "r"])
+async def test_the_loaded_kind_answers(endpoint: Any, repository: Any, name: str, options: Any) -> None:
+    """What an option is for chooses between models; a server of one kind ignores it, as TEI does."""
+    keep(repository, name)
+    body = {"inputs": "good", **options}
+    message = endpoint_pb2.EndpointServicePredictInstancesRequest
+    answer = await endpoint.post("PredictInstances", message, {"instances": [body]})
+    assert answer.status == 200
+    assert answer.json == (await predict(endpoint, name, {"inputs": "good"})).json
+
+
+async def invoke(endpoint: Any, body: Any, **headers: str) -> tuple[int, Any]:
+    status, pieces, _, _ = await post_streamed(endpoint.service, "Invoke", body, headers=headers)
+    return status, orjson.loads(b"".join(pieces))
+
+
+@pytest.mark.parametrize(("name", "body", "route"), [
+    ("e", {"input": ["good", "bad"]}, "embeddings"),
+    ("c", {"input": ["good", "bad"]}, "classify"),
+    ("r", {"query": "good", "documents": ["bad", "good"]}, "rank"),
+    ("r", {"data_1": "good", "data_2": ["bad", "good"]}, "score"),
+    ("e", {"text_1": "good", "text_2": ["bad", "good"], "inputs": None}, "score"),
+])  # fmt: skip
+async def test_invocations_of_vllms_bodies(
+    endpoint: Any, repository: Any, tokenizing: Tokenizing, call: Call, name: str, body: Any, route: str
+) -> None:
+    pooling = PoolingRequests(repository, tokenizing, ChatTemplates())
+    reply = await getattr(pooling, route)({**body, "model": name}, call)
+    expected = orjson.loads(reply.body)
+    part = "results" if route == "rank" else "data"
+    named = await invoke(endpoint, {**body, "model": name})
+    assert (named[0], named[1][part]) == (200, expected[part])
+    keep(repository, name)
+    default = await invoke(endpoint, body)
+    assert (default[0], default[1][part]) == (200, expected[part])
+
+
+async def test_invocations_of_vllms_bodies_fail_in_its_form(endpoint: Any) -> None:
+    for body, status in (
+        ({"input": [], "model": "e"}, 400),
+        ({"input": "a", "model": "nope"}, 404),
+        ({"query": "a", "documents": []}, 400),
+    ):
+        found, error = await invoke(endpoint, body)
+        assert (found, error["error"]["code"]) == (status, status)
 
 
 async def test_a_reranker_ranks_and_labels(endpoint: Any, reference: Any) -> None:
@@ -201,6 +291,28 @@ async def test_info_describes_the_model(endpoint: Any) -> None:
         "reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}
     }
     assert by_url.json == named.json
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ('default_model_filename: "model.onnx"', "float32"),
+        ('default_model_filename: "onnx/model_fp16.onnx"', "float16"),
+        ('default_model_filename: "model_quint8_avx2.onnx"', "uint8"),
+        ('default_model_filename: "model_qint8_arm64.onnx"', "int8"),
+        ('default_model_filename: "model_quantized.onnx"', "int8"),
+        ('default_model_filename: "model.safetensors"', "float32"),
+        ('parameters { key: "dtype" value: { string_value: "bfloat16" } }', "bfloat16"),
+    ],
+)
+async def test_info_says_what_was_loaded(repository: Any, text: str, dtype: str) -> None:
+    model = dataclasses.replace(repository.text("e", Task.EMBED), config=parse_text(text, "e"))
+    assert EncoderInfo(8, 4, 2).describe(model)["model_dtype"] == dtype
+
+
+async def test_info_of_sparse_vectors(repository: Any) -> None:
+    model = repository.text("s", Task.EMBED, pooling="splade_sum_log1p")
+    assert EncoderInfo(8, 4, 2).describe(model)["model_type"] == {"embedding": {"pooling": "splade"}}
 
 
 async def test_errors_before_a_model_is_known(endpoint: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.server.codecs import endpoint
-from headrace.server.codecs.endpoint import Shape
+from headrace.server.codecs.endpoint import Invocation, Shape
 from headrace.server.codecs.endpoint_refusals import check_served
 from headrace.server.codecs.endpoint_vertex import instance_values, predictions_json, text_of_chat
 from headrace.server.errors import InvalidArgumentError, InvalidJsonError
@@ -32,7 +32,8 @@ SENTENCES = {"source_sentence": "a", "sentences": ["b"]}
         ({"inputs": "a", "raw_scores": True, "truncate": True}, Shape.LABELS),
         ({"inputs": "a", "normalize": False}, Shape.VECTORS),
         ({"inputs": "a", "parameters": {"prompt_name": "query"}}, Shape.VECTORS),
-        ({"inputs": "a", "truncation_direction": "left"}, Shape.VECTORS),
+        ({"inputs": "a", "truncation_direction": "left"}, Shape.TEXTS),
+        ({"inputs": "a", "truncate": True, "normalize": True}, Shape.VECTORS),
         ({"inputs": "a", "parameters": {"truncate": 5}}, Shape.TEXT),
         ({"inputs": ["a"]}, Shape.TEXTS),
         ({"inputs": [1, 2]}, Shape.TEXTS),
@@ -48,6 +49,28 @@ SENTENCES = {"source_sentence": "a", "sentences": ["b"]}
 )
 def test_shape(body: Any, shape: Shape) -> None:
     assert endpoint.shape(body) is shape
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"inputs": "a", "messages": [], "input": "b"}, Invocation.RUN),
+        ({"messages": [], "prompt": "a", "input": "b"}, Invocation.CHAT),
+        ({"inputs": None, "messages": None, "prompt": "a", "input": "b"}, Invocation.COMPLETION),
+        ({"input": "a", "query": "b", "documents": ["c"]}, Invocation.INPUT),
+        ({"query": "a", "documents": ["b"]}, Invocation.RANKING),
+        ({"query": "a", "documents": ["b"], "texts": ["c"]}, Invocation.RUN),
+        ({"query": "a", "documents": None}, Invocation.RUN),
+        ({"data_1": "a", "data_2": "b"}, Invocation.SCORES),
+        ({"queries": "a", "documents": "b"}, Invocation.SCORES),
+        ({"queries": "a", "items": "b"}, Invocation.SCORES),
+        ({"text_1": "a", "text_2": "b"}, Invocation.SCORES),
+        ({"data_1": "a"}, Invocation.RUN),
+        ({}, Invocation.RUN),
+    ],
+)
+def test_invocation(body: Any, asked: Invocation) -> None:
+    assert endpoint.invocation(body) is asked
 
 
 def test_every_shape_has_tasks() -> None:

@@ -23,12 +23,10 @@ PATH = {"x-envoy-original-path": "/v1/embeddings"}
 async def openai(repository: Any, tokenizing: Tokenizing, rest: Any) -> Any:
     repository.text("e", Task.EMBED, max_tokens=8)
     repository.text("c", Task.CLASSIFY, labels=("a", "b"))
-    repository.text("full", Task.EMBED, max_queue=1)
+    repository.text("full", Task.EMBED, max_queue=0)
     repository.text("broken", Task.EMBED, fail=True)
     repository.tensors("t", [ModelTensor("x", "FP32", (1,))], [ModelTensor("y", "FP32", (1,))], dict)
-    return rest(
-        OpenaiService(repository, PoolingRequests(repository, tokenizing, ChatTemplates(), max_inputs=5))
-    )
+    return rest(OpenaiService(repository, PoolingRequests(repository, tokenizing, ChatTemplates())))
 
 
 async def create(openai: Any, body: Any, headers: Any = None) -> Any:
@@ -75,7 +73,7 @@ async def test_long_inputs_are_cut(openai: Any) -> None:
     ({"input": []}, "input"),
     ({"input": ["good", ""]}, "input"),
     ({"input": [-1]}, "input"),
-    ({"input": ["a"] * 6}, None),
+    ({"input": ["a"] * 2049}, None),
     ({"input": None}, "input"),
     ({}, "input"),
     ({"input": "a", "encoding_format": "xml"}, "encoding_format"),

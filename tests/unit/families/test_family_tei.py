@@ -31,7 +31,7 @@ async def tei(repository: Any, tokenizing: Tokenizing, rest: Any) -> Any:
     repository.text("e", Task.EMBED, prompts={"query": "what is "}, max_tokens=8)
     repository.text("c", Task.CLASSIFY, labels=LABELS, max_tokens=8)
     repository.text("broken", Task.EMBED, fail=True)
-    repository.text("full", Task.EMBED, max_queue=1)
+    repository.text("full", Task.EMBED, max_queue=0)
     repository.tensors(
         "r", [ModelTensor("x", "FP64", (3,))], [ModelTensor("y", "FP64", (1,))],
         lambda arrays: {"y": arrays["x"].sum(1, keepdims=True)}, max_batch_size=4,
@@ -154,6 +154,33 @@ async def test_a_model_of_another_task(tei: Any) -> None:
     assert "'c'" in oicm.json["error"]
 
 
+async def test_encoders_of_another_kind_only(tei: Any, repository: Any) -> None:
+    """A server that has other encoders says what it is not; one that has none does not know the model."""
+    entries = dict(repository.entries)
+
+    def keep(*names: str) -> None:
+        repository.entries.clear()
+        repository.entries.update({name: entries[name] for name in names})
+
+    keep("c")
+    refused = await embed(tei, {"inputs": "a"})
+    assert (refused.status, refused.json) == (
+        424,
+        {
+            "error": "Backend error: Model is not an embedding model: model 'c' is for task classify, this "
+            "request needs embed",
+            "error_type": "Backend",
+        },
+    )
+    assert (await embed(tei, {"inputs": "a", "model": "nope"})).status == 404
+    keep("e")
+    labels = await predict(tei, {"inputs": "a"})
+    assert labels.status == 424
+    assert labels.json["error"].startswith("Backend error: model is not a classifier model: model 'e' is for")
+    keep("r")
+    assert (await embed(tei, {"inputs": "a"})).status == 404
+
+
 async def test_rerank(tei: Any) -> None:
     texts = ["banana", "paris is the capital", "berlin"]
     ranks = (await rerank(tei, {"query": "paris", "texts": texts})).json
@@ -167,7 +194,7 @@ async def test_rerank(tei: Any) -> None:
 
 @pytest.mark.parametrize(("body", "status", "text"), [
     ({"query": "a", "texts": []}, 400, "`texts` cannot be empty"),
-    ({"query": "", "texts": ["a"]}, 400, "`query` cannot be empty"),
+    ({"query": "", "texts": ["a", ""]}, 400, f"{INVALID}: `inputs` cannot be empty"),
     ({"query": "a", "texts": ["a"] * 5}, 422, "batch size 5 > maximum allowed batch size 4"),
     ({"query": "a"}, 422, "`texts` is missing"),
     ({"texts": ["a"]}, 422, "`query` is missing"),

@@ -86,14 +86,14 @@ async def test_embed_options(
     (Embed(token_ids=[common_pb2.TokenIds(ids=[1])], prompt_name="query"), InvalidArgumentError),
     (Embed(texts=["a"], dimensions=0), InvalidArgumentError),
     (Embed(texts=["a"], dimensions=17), InvalidArgumentError),
-    (Embed(texts=["a"] * 6), BatchTooLargeError),
+    (Embed(texts=["a"] * 2049), BatchTooLargeError),
     (Embed(texts=["a"], model="c"), TaskNotSupportedError),
 ])  # fmt: skip
 async def test_embed_errors(
     models: Any, tokenizing: Tokenizing, call: Call, request_: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        await EmbeddingService(models, tokenizing, max_inputs=5).Embed(request_, call)
+        await EmbeddingService(models, tokenizing).Embed(request_, call)
 
 
 async def test_rerank(models: Any, tokenizing: Tokenizing, call: Call) -> None:
@@ -109,8 +109,11 @@ async def test_rerank(models: Any, tokenizing: Tokenizing, call: Call) -> None:
         ranking_pb2.RerankRequest(query="paris", texts=texts, top_n=1, return_text=True), call
     )
     assert [(rank.index, rank.text) for rank in best.ranks] == [(1, texts[1])]
-    with pytest.raises(InputEmptyError):
-        await service.Rerank(ranking_pb2.RerankRequest(query="paris"), call)
+    for empty in ({"query": "paris"}, {"texts": texts}):
+        with pytest.raises(InputEmptyError):
+            await service.Rerank(ranking_pb2.RerankRequest(**empty), call)
+    with pytest.raises(BatchTooLargeError):
+        await service.Rerank(ranking_pb2.RerankRequest(query="paris", texts=["a"] * 2049), call)
     with pytest.raises(InvalidArgumentError):
         await service.Rerank(ranking_pb2.RerankRequest(query="paris", texts=texts, top_n=0), call)
     with pytest.raises(TaskNotSupportedError):

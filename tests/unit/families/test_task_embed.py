@@ -16,7 +16,6 @@ from headrace.server.errors import (
     TaskNotSupportedError,
 )
 from headrace.server.repository.model import Task
-from headrace.server.tasks import text_models
 from headrace.server.tasks.embed import EmbedOptions, embed, unit_rows
 from headrace.server.tasks.tokenization import Tokenizing
 
@@ -94,9 +93,8 @@ def test_zero_vectors_stay_zero() -> None:
 
 
 async def test_large_requests_go_in_turns_and_fit_the_queue(
-    repository: Any, tokenizing: Tokenizing, reference: Any, monkeypatch: pytest.MonkeyPatch
+    repository: Any, tokenizing: Tokenizing, reference: Any
 ) -> None:
-    monkeypatch.setattr(text_models, "MAX_PARTS", 10)
     model = repository.text("e", Task.EMBED, max_queue=10)
     texts = [TEXTS[index % 3] for index in range(35)]
     result = await embed(tokenizing, model, texts, EmbedOptions(normalize=False))
@@ -133,7 +131,7 @@ async def test_errors_of_model_and_queue_pass_through(repository: Any, tokenizin
     with pytest.raises(ExecutionFailedError, match="model says no"):
         await embed(tokenizing, repository.text("f", Task.EMBED, fail=True), ["good"], EmbedOptions())
     with pytest.raises(QueueFullError):
-        await embed(tokenizing, repository.text("q", Task.EMBED, max_queue=2), ["good"] * 3, EmbedOptions())
+        await embed(tokenizing, repository.text("q", Task.EMBED, max_queue=0), ["good"], EmbedOptions())
 
 
 async def test_no_texts(repository: Any, tokenizing: Tokenizing) -> None:

@@ -11,7 +11,7 @@ import pytest
 from headrace.runtimes.datatypes import pack_bytes, unpack_bytes
 from headrace.server.errors import ExecutionFailedError, InvalidTensorError
 from headrace.server.repository.model import ModelTensor, Task
-from headrace.server.tasks import predict as predict_module
+from headrace.server.tasks import batching
 from headrace.server.tasks.predict import predict
 from headrace.server.tasks.tensors import InferRequest, InputTensor, RequestedOutput
 from headrace.server.tasks.tokenization import Tokenizing
@@ -44,7 +44,7 @@ def request(values: Any, *outputs: str) -> InferRequest:
 async def test_more_rows_than_the_batch_are_run_in_turns(
     repository: Any, tokenizing: Tokenizing, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(predict_module, "MAX_PARTS", 2)
+    monkeypatch.setattr(batching, "MAX_PARTS", 2)
     model = doubler(repository)
     values = rows(count)
     result = await predict(tokenizing, model, request(values))
@@ -90,6 +90,10 @@ async def test_models_without_batching_take_the_whole_shape(repository: Any, tok
     InputTensor("x", "FP32", (20, -1, -3), b"\0" * 240),
     InputTensor("x", "NONSENSE", (20, 3), b"\0" * 240),
     InputTensor("x", "BYTES", (20, 3), b"\0" * 7),
+    InputTensor("x", "BYTES", (1 << 40, 1), b""),
+    InputTensor("x", "FP32", (1 << 62, 0), b""),
+    InputTensor("x", "FP32", (1 << 62, 3), b""),
+    InputTensor("x", "FP32", (1 << 62,) * 1000, b""),
     InputTensor("other", "FP32", (20, 3), b"\0" * 240),
 ])  # fmt: skip
 async def test_wrong_tensors_are_refused(

@@ -107,8 +107,12 @@ async def test_top_n_and_ties(repository: Any, tokenizing: Tokenizing) -> None:
 @pytest.mark.parametrize("task", [Task.RERANK, Task.EMBED])
 async def test_empty_inputs(repository: Any, tokenizing: Tokenizing, task: Task) -> None:
     model = repository.text("m", task, labels=("relevance",))
-    with pytest.raises(InputEmptyError, match="`query` cannot be empty"):
-        await rerank(tokenizing, model, "", TEXTS, RerankOptions())
+    with pytest.raises(InputEmptyError, match="`inputs` cannot be empty") as empty:
+        await rerank(tokenizing, model, "", ["a", ""], RerankOptions())
+    assert empty.value.metadata["index"] == "1"
+    without_query = await rerank(tokenizing, model, "", TEXTS, RerankOptions())
+    assert sorted(without_query.order) == [0, 1, 2, 3]
+    assert np.isfinite(without_query.scores).all()
     with pytest.raises(InputEmptyError, match="`texts` cannot be empty"):
         await rerank(tokenizing, model, QUERY, [], RerankOptions())
     with_empty = await rerank(tokenizing, model, QUERY, ["", "paris"], RerankOptions())

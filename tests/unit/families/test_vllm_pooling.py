@@ -69,7 +69,7 @@ async def test_score_counts(
     ({"data_1": 3, "data_2": "a"}, "expected a string", "data_1"),
     ({"data_1": "a", "data_2": ["a", None]}, "expected a string", "data_2[1]"),
     ({"data_1": "a", "data_2": [{"content": [{"type": "audio"}]}]}, "'audio' is not read", "data_2[0]"),
-    ({"data_1": "a", "data_2": ["b"] * 7}, "batch size 7 > maximum", None),
+    ({"data_1": "a", "data_2": ["b"] * 2049}, "batch size 2049 > maximum allowed batch size 2048", None),
     ({"data_1": "a", "data_2": "b", "max_tokens_per_doc": -1}, "at least 0", "max_tokens_per_doc"),
 ])  # fmt: skip
 async def test_score_errors(post: Routes, body: Any, text: str, param: str | None) -> None:
@@ -160,6 +160,16 @@ async def test_classify_with_inputs_stays_oicms(post: Routes) -> None:
     assert set(answer) == {"classification"}
     error = (await post("classify", {"model": "c", "inputs": []})).json
     assert set(error) == {"error", "error_type"}
+    null = (await post("classify", {"model": "c", "inputs": "good", "input": None, "messages": None})).json
+    assert null == answer
+
+
+async def test_classify_null_is_absent(post: Routes) -> None:
+    plain = (await post("classify", {"model": "c", "input": "good"})).json
+    null = (await post("classify", {"model": "c", "inputs": None, "input": "good"})).json
+    assert null["data"] == plain["data"]
+    nothing = (await post("classify", {"model": "c", "input": None})).json
+    assert nothing == {"error": "`inputs` is missing", "error_type": "Validation"}
 
 
 @pytest.mark.parametrize("given", ["", [], [""], [[]], 7, {"a": 1}, None])
@@ -186,6 +196,9 @@ async def test_pooling_gives_token_vectors_by_default(post: Routes, reference: A
     np.testing.assert_allclose(raw["data"][0]["data"], reference("good")["token_embeddings"], atol=1e-6)
     short = (await post("pooling", {"model": "e", "input": "good", "dimensions": 3})).json
     assert [len(row) for row in short["data"][0]["data"]] == [3, 3, 3]
+    body = {"model": "e", "input": "good", "dimensions": 3, "use_activation": False}
+    cut = (await post("pooling", body)).json["data"][0]["data"]
+    np.testing.assert_allclose(cut, reference("good")["token_embeddings"][:, :3], atol=1e-6)
 
 
 async def test_pooling_tasks(post: Routes) -> None:
@@ -224,6 +237,24 @@ async def test_pooling_bytes_say_what_is_where(post: Routes) -> None:
     for entry, row in zip(metadata["data"], plain, strict=True):
         found = np.frombuffer(answer.body[entry["start"] : entry["end"]], "=f4").reshape(entry["shape"])
         assert np.array_equal(found, np.array(row["data"], np.float32))
+
+
+async def test_compute_headers(post: Routes) -> None:
+    for route, body, characters, tokens in (
+        ("embeddings", {"model": "e", "input": ["good", "bad a"]}, "9", "7"),
+        ("embeddings", {"model": "e", "input": "good", "encoding_format": "bytes"}, "4", "3"),
+        ("cohere", {"model": "e", "texts": ["good"]}, "4", "3"),
+        ("pooling", {"model": "e", "input": "good"}, "4", "3"),
+        ("pooling", {"model": "c", "input": "good"}, "4", "3"),
+        ("classify", {"model": "c", "input": "good"}, "4", "3"),
+        ("classify", {"model": "c", "inputs": "good"}, "4", "3"),
+        ("score", {"model": "x", "data_1": "a", "data_2": "b"}, "2", "5"),
+        ("rerank", {"model": "x", "query": "a", "documents": ["b"]}, "2", "5"),
+    ):
+        headers = (await post(route, body)).headers
+        assert (headers["x-compute-characters"], headers["x-compute-tokens"]) == (characters, tokens), route
+        assert headers["x-compute-type"] == "cuda"
+        assert headers["x-inference-time"].isdigit()
 
 
 async def test_names_of_requests_come_back(post: Routes) -> None:

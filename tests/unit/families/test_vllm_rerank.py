@@ -157,8 +157,30 @@ async def test_unknown_model_has_vllms_form(tei: Any) -> None:
     assert (answer.status, answer.json["error"]["type"]) == (404, "NotFoundError")
 
 
-async def test_texts_stay_text_embeddings_inferences(tei: Any) -> None:
-    answer = await rank(tei, texts=["a", "b"])
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank?x=/rerank"])
+async def test_texts_stay_text_embeddings_inferences(tei: Any, path: str) -> None:
+    headers = {"x-envoy-original-path": path}
+    answer = await rank(tei, headers, texts=["a", "b"])
     assert {frozenset(entry) for entry in answer.json} == {frozenset({"index", "score"})}
-    error = await tei.post("Rerank", tei_pb2.TeiServiceRerankRequest, {"query": "a", "texts": []})
+    error = await rank(tei, headers, documents=None, texts=[])
     assert set(error.json) == {"error", "error_type"}
+    null = (await rank(tei, headers, texts=None)).json
+    assert null["results"] == (await rank(tei, headers)).json["results"]
+
+
+@pytest.mark.parametrize(("body", "text"), [
+    ({"query": "a"}, "`documents` is missing"),
+    ({"query": "a", "texts": None, "documents": None}, "`documents` is missing"),
+    ([], "not an object"),
+    (b"{", "not valid JSON"),
+])  # fmt: skip
+async def test_the_path_decides_where_the_body_does_not(tei: Any, body: Any, text: str) -> None:
+    async def error(path: str) -> Any:
+        headers = {"x-envoy-original-path": path}
+        return (await tei.post("Rerank", tei_pb2.TeiServiceRerankRequest, body, headers)).json
+
+    for path in ("/v1/rerank", "/v2/rerank?a=b"):
+        vllm = (await error(path))["error"]
+        assert text in vllm["message"]
+        assert vllm["code"] == 400
+    assert (await error("/rerank"))["error_type"] == "Validation"
