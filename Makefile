@@ -16,11 +16,12 @@ help: ## list the targets
 venv: $(STUBS) ## make .venv with everything installed, Headrace itself editable
 
 # The build requirements come first, so that one pinned set builds and runs. torch comes before the rest: its
-# exact version decides which of its many companion packages are needed.
+# exact version decides which of its many companion packages are needed. On plain PyPI it is the build for CUDA;
+# `make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu` takes the one for processors, which is far smaller.
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools grpcio-tools googleapis-common-protos
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[onnx,torch,demo,dev]'
 	@touch $@
 
@@ -66,7 +67,7 @@ test: venv demo clients ## run all tests: the quick ones first, then the slow on
 bench: venv demo ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
-clean: ## remove everything that was made, the environment too
+clean: ## remove what was made, the environment too; .cache stays: models, packages, clients
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find protos \( -name '*_pb2*.py*' -o -name py.typed \) -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

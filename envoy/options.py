@@ -46,7 +46,7 @@ class BootstrapOptions:
         admin_socket: path of a Unix socket for Envoy's admin interface; off by default, never on TCP, because
             whoever reaches it can stop Envoy.
         max_body_bytes: largest request or response body of a transcoded call in bytes; above it 413. Native
-            gRPC messages are bounded by the server instead.
+            gRPC messages are not bounded, neither here nor by the server.
         cors_allow_origins: origins that browsers may call from, exact or ``*``; empty: no CORS headers.
         allow_model_header: let callers choose a model with their own ``x-headrace-model`` header.
         access_log: one JSON line per request on Envoy's standard output.

@@ -55,12 +55,15 @@ class TextSpec:
     ``head`` is ``embed`` (pool the hidden states) or ``classify`` (the graph's logits are the output).
     ``pooling``, only used by ``embed``, is a name that ``pooling.parts`` knows; ``dense`` are layers that its
     vectors go through, unless the graph has pooled them itself. ``pad_id`` fills rows.
+    ``padding_position`` is the padding id that RoBERTa and its kin count positions behind: the first token is
+    at ``padding_position + 1``, and tokens of that id are not counted; -1 counts all from 0.
     """
 
     head: str
     pooling: str = "mean"
     pad_id: int = 0
     dense: tuple[DenseLayer, ...] = ()
+    padding_position: int = -1
 
 
 @dataclass(frozen=True, slots=True)

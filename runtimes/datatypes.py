@@ -106,18 +106,3 @@ def to_array(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> N
         array[:] = elements
         return array.reshape(shape)
     return np.frombuffer(data, dtype=NUMPY_TYPES[datatype]).reshape(shape)
-
-
-def to_raw(array: NDArray[Any]) -> tuple[str, bytes | memoryview]:
-    """Return the datatype and the raw little-endian row-major content of ``array``, without a copy if it can.
-
-    Raises:
-        ValueError: the dtype has no KServe name.
-    """
-    datatype = datatype_of(array)
-    if datatype == BYTES:
-        return datatype, pack_bytes(array.ravel().tolist())
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    contiguous = np.ascontiguousarray(array)
-    return datatype, contiguous.reshape(-1).view(np.uint8).data

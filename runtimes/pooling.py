@@ -16,6 +16,8 @@ from headrace.runtimes.base import ModelError
 ORDER: Final = ("cls", "max", "mean", "mean_sqrt", "weighted_mean", "last")
 """In which order joined poolings stand, whatever order they are named in."""
 SPLADE: Final = "splade"
+SPLADES: Final = (SPLADE, "splade_sum", "splade_log1p", "splade_sum_log1p")
+"""Weights of the vocabulary: the largest of all tokens, or the ``sum``; ``log1p``: one logarithm more."""
 
 
 class Rows(NamedTuple):
@@ -36,18 +38,18 @@ def parts(pooling: str) -> tuple[str, ...]:
     Raises:
         ModelError: there is no such pooling, or it cannot be joined.
     """
-    if pooling == SPLADE:
-        return (SPLADE,)
+    if pooling in SPLADES:
+        return (pooling,)
     names = pooling.split("+")
     if len(set(names)) < len(names) or not set(names) <= set(ORDER):
-        known = f"expected {SPLADE}, or of {', '.join(ORDER)} one or several, joined by +"
+        known = f"expected {', '.join(SPLADES)}, or of {', '.join(ORDER)} one or several, joined by +"
         msg = f"unknown pooling '{pooling}'; {known}"
         raise ModelError(msg)
     return tuple(name for name in ORDER if name in names)
 
 
 def pool(hidden: NDArray[Any], rows: Rows, names: tuple[str, ...]) -> NDArray[Any]:
-    """Reduce ``hidden``, float32 [rows, width, dim], to [rows, dim * names]; ``splade`` takes logits."""
+    """Reduce ``hidden``, float32 [rows, width, dim], to [rows, dim * names]; ``SPLADES`` take logits."""
     vectors = [_pool(hidden, rows, name) for name in names]
     return vectors[0] if len(vectors) == 1 else np.concatenate(vectors, axis=1)
 
@@ -61,15 +63,28 @@ def _pool(hidden: NDArray[Any], rows: Rows, name: str) -> NDArray[Any]:
         vectors = hidden[np.arange(count), rows.lengths - 1]
     elif name == "max":
         vectors = np.where(rows.mask[:, :, None], hidden, -np.inf).max(axis=1).astype(np.float32)
-    elif name == SPLADE:
-        # log(1 + x) grows with x, so the largest logit gives the largest weight: one logarithm a column.
-        largest: NDArray[Any] = np.where(rows.mask[:, :, None], hidden, 0).max(axis=1)
-        vectors = np.log1p(np.maximum(largest, 0))
+    elif name in SPLADES:
+        vectors = _splade(hidden, rows, name)
     else:
         # One pass over the hidden states and no masked copy of them; padding has weight 0. Not matmul, which
         # would wake the BLAS library's own threads beside those of the runtime.
         vectors = np.einsum("rt,rtd->rd", _weights(rows, name), hidden)
     return vectors
+
+
+def _splade(logits: NDArray[Any], rows: Rows, name: str) -> NDArray[Any]:
+    """Compute what sentence-transformers' SpladePooling does."""
+    if name.startswith("splade_sum"):
+        total: NDArray[Any] = np.einsum("rt,rtd->rd", rows.mask.astype(np.float32), _saturated(logits, name))
+        return total
+    # The logarithm grows with the logit, so the largest logit gives the largest weight: one a column.
+    largest: NDArray[Any] = np.where(rows.mask[:, :, None], logits, 0).max(axis=1)
+    return _saturated(largest, name)
+
+
+def _saturated(logits: NDArray[Any], name: str) -> NDArray[Any]:
+    weights: NDArray[Any] = np.log1p(np.maximum(logits, 0))
+    return np.log1p(weights) if name.endswith("log1p") else weights
 
 
 def _weights(rows: Rows, name: str) -> NDArray[np.float32]:

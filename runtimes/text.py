@@ -26,7 +26,7 @@ from headrace.runtimes.base import (
 )
 from headrace.runtimes.datatypes import NUMPY_TYPES
 from headrace.runtimes.dense import Dense
-from headrace.runtimes.pooling import SPLADE, Rows, parts, pool
+from headrace.runtimes.pooling import SPLADES, Rows, parts, pool
 
 TOKEN_IDS: Final = "token_ids"
 LENGTHS: Final = "lengths"
@@ -69,7 +69,7 @@ class TextEncoder:
             self._source = _logits_output(model.outputs)
         elif text.head == "embed":
             self._poolings = parts(text.pooling)
-            splade = text.pooling == SPLADE
+            splade = text.pooling in SPLADES
             self._source, self._rank3 = (
                 (_token_logits(model.outputs), True) if splade else _hidden_output(model.outputs)
             )
@@ -83,7 +83,7 @@ class TextEncoder:
             (LOGITS,)
             if text.head == "classify"
             else (EMBEDDING, TOKEN_EMBEDDINGS)
-            if self._rank3 and text.pooling != SPLADE
+            if self._rank3 and text.pooling not in SPLADES
             else (EMBEDDING,)
         )
 
@@ -176,7 +176,9 @@ class TextEncoder:
                     np.zeros(batch.shape, dtype) if batch.types is None else batch.pad(batch.types, 0, dtype)
                 )
             else:
-                feed[name] = np.tile(np.arange(batch.width, dtype=dtype), (batch.rows, 1))
+                padding = self._text.padding_position
+                counted = batch.pad(batch.ids, self._text.pad_id, dtype) != padding
+                feed[name] = (np.cumsum(counted, axis=1) * counted + padding).astype(dtype)
         return feed
 
     def _pool(self, hidden: NDArray[Any], batch: _Batch) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 Start: repository (models load concurrently) → gRPC port and Envoy's Unix socket → Envoy → ready.
 Stop (SIGTERM, SIGINT): readiness off → no new RPCs, running ones finish within ``drain_seconds`` → Envoy →
-workers. A second signal stops at once.
+workers. A second signal stops at once, and so does the first one during the start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from headrace.server.repository.instances import Machine
 from headrace.server.repository.registry import Repository
 from headrace.server.services import registry
 from headrace.server.services.health import Health
-from headrace.server.serving import add_services, grpc_server, service_names, settle_memory
+from headrace.server.serving import add_services, grpc_server, service_health, settle_memory
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
 from headrace.server.telemetry.metrics import Metrics
@@ -86,15 +86,16 @@ class App:
         self._requests = RequestMetrics()
         self._fronts = self._front_processes() if settings.front_processes > 1 else None
         self._tokenizing = Tokenizing(threads=min(2, settings.cores))
+        self._access = Access(key.get_secret_value() for key in settings.api_keys)
         self._generating = Generating(
-            self._tokenizing, elsewhere=None if self._fronts is None else self._fronts.abort
+            self._tokenizing, None if self._fronts is None else self._fronts.abort, self._access.tenant
         )
         self._metrics = Metrics(
             self._requests,
             self.repository.ready_models,
             _nothing if self._fronts is None else self._fronts.families,
         )
-        self._health = Health(service_names())
+        self._health = Health(service_health())
         self._server = grpc_server(
             interceptors=() if self._fronts is None else (Around(self._fronts.collect, self._fronts.settled),)
         )
@@ -109,11 +110,11 @@ class App:
         for number in SHUTDOWN_SIGNALS:
             loop.add_signal_handler(number, self.request_stop)
         try:
-            await self._start()
-            if on_ready is not None:
-                on_ready.set()
-            await self._stop.wait()
-            await self._drain()
+            if await self._start_unless_stopped():
+                if on_ready is not None:
+                    on_ready.set()
+                await self._stop.wait()
+                await self._drain()
         finally:
             await self._close()
             for number in SHUTDOWN_SIGNALS:
@@ -152,8 +153,25 @@ class App:
             self._metrics,
             lambda: self._serving,
         )
-        access = Access(key.get_secret_value() for key in self.settings.api_keys)
-        add_services(self._server, dependencies, Interceptors(self._requests, access), self._health)
+        interceptors = Interceptors(self._requests, self._access)
+        add_services(self._server, dependencies, interceptors, self._health)
+
+    async def _start_unless_stopped(self) -> bool:
+        """Start, until something asks to stop; whether all is started. What was begun is left to close."""
+        starting = asyncio.ensure_future(self._start())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not starting.done():
+                log.info("the start is given up")
+                starting.cancel()
+            await asyncio.wait({starting})
+        if starting.cancelled():
+            return False
+        starting.result()
+        return True
 
     async def _start(self) -> None:
         settings = self.settings
@@ -227,7 +245,9 @@ class App:
             await self._changed.wait()
             self._changed.clear()
             ready = self._serving and self.repository.all_ready()
-            await self._health.update(ready=ready, models=self.repository.states())
+            await self._health.update(
+                ready=ready, models=self.repository.states(), loaded=self.repository.ready_models()
+            )
 
     def _fail(self, reason: str) -> None:
         self._failure = reason
@@ -286,7 +306,7 @@ def _factory(settings: Settings) -> ModelFactory:
     models = RunningModels(settings.max_queue_size, RestartPolicy(attempts=settings.worker_restart_attempts))
     if settings.tuning == "off":
         return models
-    machine = Machine(settings.cores, settings.gpus)
+    machine = Machine(settings.cores, settings.gpus, settings.fused_graphs)
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     return TunedModels(
         models,

@@ -17,8 +17,10 @@ from pydantic_settings import (
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
+    SettingsError,
 )
+
+from headrace.server.setting_sources import EnvironmentSource, FileSource
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
     api_keys: list[SecretStr] = Field(
         default=[],
         description="Keys, one of which each request has to bring as `Authorization: Bearer KEY`; health, "
-        "metrics, `/info`, the models and the documentation stay open. None: everybody may call.",
+        "metrics, `/info`, `/v1/models` and the documentation stay open. None: everybody may call.",
     )
     tls_certificate: Path | None = Field(
         default=None,
@@ -217,7 +219,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: given values (flags), environment, YAML file."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, EnvironmentSource(settings_cls), FileSource(settings_cls)
 
 
 def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings:
@@ -228,7 +230,7 @@ def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings
         file: another file than ``headrace.yaml``; it must exist.
 
     Raises:
-        ConfigError: an unknown or illegal setting; the text names it.
+        ConfigError: an unknown or illegal setting, or a file that is not YAML; the text names it.
     """
     if file is not None and not file.is_file():
         msg = f"configuration file {file} does not exist"
@@ -246,3 +248,6 @@ def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings
             for problem in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+    except SettingsError as error:
+        cause = error.__cause__  # what a source raises about one value comes wrapped
+        raise ConfigError(str(cause if isinstance(cause, SettingsError) else error)) from None

@@ -14,7 +14,7 @@ from running import ROOT, ServerProcess, start_server, stop_server
 @pytest.fixture(scope="session")
 def demo_repository() -> Path:
     """The demo model repository that ``make demo`` built."""
-    folder = Path(os.environ.get("HEADRACE_TEST_DEMO", ROOT / ".cache" / "demo"))
+    folder = Path(os.environ.get("TEST_DEMO_REPOSITORY", ROOT / ".cache" / "demo"))
     if not (folder / "manifest.json").is_file():
         pytest.fail(f"{folder} has no demo models; run `make demo` first")
     return folder

@@ -30,14 +30,19 @@ class ServerProcess:
         return f"http://{self.http}"
 
 
-def start_server(*arguments: str, log: Path) -> ServerProcess:
-    """Start a server on free ports and wait until it says it is ready; its log goes to ``log``."""
+def spawn_server(*arguments: str, log: Path) -> subprocess.Popen[str]:
+    """Start a server on free ports and do not wait for it; its log goes to ``log``."""
     command = [
         sys.executable, "-m", "headrace.server.cli", "serve",
         "--grpc-port", "0", "--http-port", "0", "--log-format", "json", *arguments,
     ]  # fmt: skip
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stderr=stream, stdout=stream, text=True, cwd=ROOT)
+        return subprocess.Popen(command, stderr=stream, stdout=stream, text=True, cwd=ROOT)
+
+
+def start_server(*arguments: str, log: Path) -> ServerProcess:
+    """Start a server on free ports and wait until it says it is ready; its log goes to ``log``."""
+    process = spawn_server(*arguments, log=log)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         for line in log.read_text().splitlines():

@@ -90,8 +90,18 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def export(model: Any, path: Path, output: str, *, head: Callable[[Any], Any] | None = None) -> None:
-    """Write a model as ONNX with inputs input_ids and attention_mask, of any batch and length."""
+def export(
+    model: Any,
+    path: Path,
+    output: str,
+    *,
+    head: Callable[[Any], Any] | None = None,
+    positions: bool = False,
+) -> None:
+    """Write a model as ONNX, of any batch and length.
+
+    Its inputs are input_ids, attention_mask and, with ``positions``, position_ids.
+    """
     import warnings
 
     class Exported(torch.nn.Module):
@@ -99,21 +109,28 @@ def export(model: Any, path: Path, output: str, *, head: Callable[[Any], Any] | 
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-            result = self.model(input_ids=input_ids, attention_mask=attention_mask)[output]
+        def forward(
+            self,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor,
+            position_ids: torch.Tensor | None = None,
+        ) -> Any:
+            places = {} if position_ids is None else {"position_ids": position_ids}
+            result = self.model(input_ids=input_ids, attention_mask=attention_mask, **places)[output]
             return result if head is None else head(result)
 
+    names = ["input_ids", "attention_mask", *(["position_ids"] if positions else [])]
     example = torch.full((2, 6), 7)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", min=2, max=38)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Exported().eval(),
-            (example, torch.ones_like(example)),
+            (example, *(torch.ones_like(example) for _ in names[1:])),
             path,
-            input_names=["input_ids", "attention_mask"],
+            input_names=names,
             output_names=[output],
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            dynamic_shapes=dict.fromkeys(names, axes),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -19,7 +19,6 @@ LOGITS: Final = "logits"
 _PAST: Final = "past_key_values."
 _PRESENT: Final = "present."
 _CACHE_TYPES: Final = MappingProxyType({"tensor(float)": "float32", "tensor(float16)": "float16"})
-_CACHE_RANK: Final = 4
 
 
 class DecoderGraph:

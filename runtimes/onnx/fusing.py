@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -148,9 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--config", type=Path, help="config.json of the encoder")
     parser.add_argument("--pad", type=int, default=0, help="id that fills rows")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the worker")
     arguments = parser.parse_args(argv)
-    # Nobody wants the graph of a worker that was killed.
+    # Nobody wants the graph of a worker that was killed, maybe before this line.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != arguments.parent:
+        return 1
     with contextlib.suppress(OSError):  # where memory runs out, this process can be done without
         _OOM_SCORE.write_text("1000")
     try:

@@ -7,6 +7,7 @@ its own, compared with the plain one, and kept. Whatever goes wrong, the plain g
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ def _make(entry: Entry, model: Path, config: Path | None, pad_id: int) -> None:
         OSError: the folder cannot be written to.
     """
     target = entry.temporary()
-    command = [sys.executable, "-m", _CHILD, str(model), str(target), "--pad", str(pad_id)]
+    command = [sys.executable, "-m", _CHILD, str(model), str(target)]
+    command += ["--pad", str(pad_id), "--parent", str(os.getpid())]
     if config is not None:
         command += ["--config", str(config)]
     try:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import InstanceSpec, InvalidInputError, ModelError, Padding, TensorSpec
+from headrace.runtimes.pooling import SPLADES
 from headrace.runtimes.torch import options
 from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
 from headrace.runtimes.torch.packed_choice import choose
@@ -94,7 +95,7 @@ def _kind(config: Any, instance: InstanceSpec) -> _Kind:
     if text is not None:
         if text.head == "classify":
             return _CLASSIFIER
-        return _MASKED if text.pooling == "splade" else _ENCODER
+        return _MASKED if text.pooling in SPLADES else _ENCODER
     architectures = getattr(config, "architectures", None) or []
     named = any(name.endswith("ForSequenceClassification") for name in architectures)
     return _CLASSIFIER if named else _ENCODER

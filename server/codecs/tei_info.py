@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+from headrace.runtimes.pooling import SPLADE
 from headrace.server.repository.model import Task
 
 if TYPE_CHECKING:
+    from headrace.kserve.v2.model_config_pb2 import ModelConfig
     from headrace.server.repository.model import Model
 
 TEXT_TASKS: Final = (Task.EMBED, Task.RERANK, Task.CLASSIFY)
 """Kinds of models that this family serves; the first that has a default model is described."""
+
+_GRAPHS: Final = (("fp16", "float16"), ("uint8", "uint8"), ("int8", "int8"), ("quantized", "int8"))
+"""Part of the names in ``runtimes.onnx.files.NAMES`` → datatype of the weights; the first that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class EncoderInfo:
         return {
             "model_id": model.name,
             "model_sha": None,
-            "model_dtype": "float32",
+            "model_dtype": _dtype(model.config),
             "served_model_name": model.name,
             "model_type": _model_type(model),
             "max_concurrent_requests": self.max_concurrent_requests,
@@ -52,10 +57,19 @@ class EncoderInfo:
         }
 
 
+def _dtype(config: ModelConfig) -> str:
+    """Return the datatype of the weights: Torch's by parameter, an ONNX graph's by the name of its file."""
+    if "dtype" in config.parameters:
+        return config.parameters["dtype"].string_value
+    name = config.default_model_filename
+    return next((dtype for part, dtype in _GRAPHS if name.endswith(".onnx") and part in name), "float32")
+
+
 def _model_type(model: Model) -> dict[str, Any]:
     settings = model.text
     if settings is None or model.task is Task.EMBED:
-        return {"embedding": {"pooling": settings.pooling if settings is not None else "mean"}}
+        pooling = "mean" if settings is None else SPLADE if settings.sparse else settings.pooling
+        return {"embedding": {"pooling": pooling}}
     names = {str(index): label for index, label in enumerate(settings.labels)}
     kind = "reranker" if model.task is Task.RERANK else "classifier"
     return {kind: {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}}

@@ -38,14 +38,13 @@ class CheckResult:
     text: str
 
 
-async def check(path: Path, factory: ModelFactory, *, cores: int = 1, gpus: int = 0) -> list[CheckResult]:
+async def check(path: Path, factory: ModelFactory, machine: Machine) -> list[CheckResult]:
     """Read, load and unload every model, one after another.
 
     Args:
         path: a repository, or the folder of one model.
         factory: starts and stops models.
-        cores: processor cores that the printed configurations are planned for.
-        gpus: CUDA devices that they are planned for.
+        machine: what the printed configurations are planned for.
 
     Returns:
         One result for each model folder, in order of name; a single one that is not ok when there is none.
@@ -53,7 +52,7 @@ async def check(path: Path, factory: ModelFactory, *, cores: int = 1, gpus: int 
     root, names = await asyncio.to_thread(_locate, path)
     if not names:
         return [CheckResult(path.name, ok=False, text=f"{path}: there is no model folder here")]
-    return [await _check_model(name, root, factory, Machine(cores, gpus)) for name in names]
+    return [await _check_model(name, root, factory, machine) for name in names]
 
 
 def _locate(path: Path) -> tuple[Path, list[str]]:

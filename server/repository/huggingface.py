@@ -17,7 +17,7 @@ from headrace.server.repository.names import is_inside, lies_in
 
 CONFIG: Final = "config.json"
 TOKENIZER: Final = "tokenizer.json"
-_SENTENCE_LENGTHS: Final = (
+_SENTENCE_CONFIGS: Final = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -105,13 +105,16 @@ class HuggingFaceFolder:
         """Return the longest sequence that the model has positions for; 0 when it does not say."""
         config = self.read(CONFIG)
         positions = _first_count(config, ("max_position_embeddings", "n_positions"))
-        if positions and config.get("model_type") in _OFFSET_POSITIONS:
-            positions -= (config.get("pad_token_id") or 0) + 1
-        return max(positions, 0)
+        return max(positions - self.padding_position() - 1, 0)
+
+    def padding_position(self) -> int:
+        """Return the padding id that the model counts positions from behind; -1 when it counts from 0."""
+        config = self.read(CONFIG)
+        return config.get("pad_token_id") or 0 if config.get("model_type") in _OFFSET_POSITIONS else -1
 
     def max_tokens(self) -> int:
         """Return the longest sequence that the folder's files allow; 0 when none says."""
-        for name in _SENTENCE_LENGTHS:
+        for name in _SENTENCE_CONFIGS:
             length = _first_count(self.read(name), ("max_seq_length",))
             if length:
                 return length
@@ -120,6 +123,11 @@ class HuggingFaceFolder:
             _first_count(self.read("tokenizer_config.json"), ("model_max_length", "max_len")),
         ]
         return min((limit for limit in limits if limit), default=0)
+
+    def lower_cases(self) -> bool:
+        """Whether sentence-transformers puts texts into lower case before it tokenises them."""
+        name = next((name for name in _SENTENCE_CONFIGS if self.find(name) is not None), None)
+        return name is not None and self.read(name).get("do_lower_case") is True
 
     def prompts(self) -> tuple[dict[str, str], str]:
         """Return the prompts by name, and the name of the one to use by default ("" for none)."""

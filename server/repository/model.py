@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.runtimes.pooling import SPLADES
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -154,7 +156,7 @@ class TextSettings:
     @property
     def sparse(self) -> bool:
         """Whether an embedding has one weight, mostly 0, for each token of the vocabulary."""
-        return self.pooling == "splade"
+        return self.pooling in SPLADES
 
 
 Form = tuple[tuple[Hashable, ...], ...]

@@ -132,14 +132,11 @@ class Repository:
         ready = self.versions(name)
         return bool(ready) if number is None else number in ready
 
-    def all_ready(self, name: str = "") -> bool:
-        """Whether everything that was to be loaded is served: of one model, or the whole server.
+    def all_ready(self) -> bool:
+        """Whether everything that was to be loaded is served.
 
         Models that were unloaded, and loads of new models after the start, do not count against the server.
         """
-        if name:
-            entry = self._entries.get(name)
-            return entry is not None and entry.serving and not any(status.failed for status in entry.statuses)
         statuses = (status for entry in self._entries.values() for status in entry.statuses)
         return self._started and not self._stopped and not any(status.failed for status in statuses)
 

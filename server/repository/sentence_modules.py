@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from headrace.runtimes.base import DenseLayer
-from headrace.runtimes.pooling import SPLADE
+from headrace.runtimes.pooling import SPLADES
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.huggingface import CONFIG, HuggingFaceFolder
 
@@ -23,6 +23,15 @@ _MODES: Final = MappingProxyType(
 """sentence-transformers' names, without the prefix ``pooling_mode_`` of its older files."""
 _SHORT_MODES: Final = MappingProxyType({long.partition("_token")[0]: name for long, name in _MODES.items()})
 """The names of its newer files, as far as they differ."""
+_SPLADES: Final = MappingProxyType(
+    {
+        ("max", "relu"): "splade",
+        ("sum", "relu"): "splade_sum",
+        ("max", "log1p_relu"): "splade_log1p",
+        ("sum", "log1p_relu"): "splade_sum_log1p",
+    }
+)
+"""``pooling_strategy`` and ``activation_function`` of SpladePooling."""
 _HARMLESS: Final = frozenset({"Dropout", "MLMTransformer", "Transformer"})
 _SENTENCE: Final = "sentence_embedding"
 
@@ -34,8 +43,9 @@ def pooling(files: HuggingFaceFolder) -> str:
         LoadFailedError: the model pools in another way.
     """
     modules = files.modules()
-    if any(kind == "SpladePooling" for kind, _ in modules):
-        return SPLADE
+    splade = next((path for kind, path in modules if kind == "SpladePooling"), None)
+    if splade is not None:
+        return _splade(files, splade)
     path = next((path for kind, path in modules if kind == "Pooling"), "1_Pooling")
     config = files.read(f"{path}/{CONFIG}")
     if not config:
@@ -50,7 +60,7 @@ def pooling(files: HuggingFaceFolder) -> str:
     if not known or len(known) < len(modes):
         raise LoadFailedError(
             f"{place}: pooling {' + '.join(modes) or 'unknown'} is not supported; supported are "
-            f"{', '.join(_MODES.values())} and {SPLADE}, which parameter 'pooling' may choose",
+            f"{', '.join((*_MODES.values(), *SPLADES))}, which parameter 'pooling' may choose",
             model=files.folder.name,
         )
     if config.get("include_prompt") is False and files.prompts()[0]:
@@ -59,6 +69,18 @@ def pooling(files: HuggingFaceFolder) -> str:
             model=files.folder.name,
         )
     return "+".join(known)
+
+
+def _splade(files: HuggingFaceFolder, path: str) -> str:
+    config = files.read(f"{path}/{CONFIG}")
+    given = str(config.get("pooling_strategy", "max")), str(config.get("activation_function", "relu"))
+    if given not in _SPLADES:
+        raise LoadFailedError(
+            f"{files.folder.name}/{path}/{CONFIG}: pooling_strategy {given[0]!r} with activation_function "
+            f"{given[1]!r} is not supported; expected max or sum with relu or log1p_relu",
+            model=files.folder.name,
+        )
+    return _SPLADES[given]
 
 
 def dense_layers(files: HuggingFaceFolder) -> tuple[DenseLayer, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.runtimes.base import TensorSpec, TextSpec
@@ -112,6 +112,8 @@ def load_text(
     """
     head = "embed" if task is Task.EMBED else "classify"
     tokenizer, pad_id = load_tokenizer(files)
+    if head == "embed" and files.lower_cases():
+        _lower_case(tokenizer)
     config = files.read(CONFIG)
     names = parameters.labels or labels
     if not names and head == "classify" and "id2label" in config:
@@ -131,7 +133,11 @@ def load_text(
     width = len(names) if head == "classify" else _hidden_size(config)
     pooling = parameters.pooling or (files_pooling(files) if head == "embed" else "mean")
     spec = TextSpec(
-        head=head, pooling=pooling, pad_id=pad_id, dense=dense_layers(files) if head == "embed" else ()
+        head=head,
+        pooling=pooling,
+        pad_id=pad_id,
+        dense=dense_layers(files) if head == "embed" else (),
+        padding_position=files.padding_position(),
     )
     tokens = special_tokens(files)
     settings = TextSettings(
@@ -189,6 +195,17 @@ def load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:
         text = token.get("content") if isinstance(token, dict) else token
         pad_id = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return tokenizer, pad_id if isinstance(pad_id, int) else 0
+
+
+def _lower_case(tokenizer: Tokenizer) -> None:
+    """Have texts put into lower case as ``str.lower`` does, before all that the tokeniser itself changes.
+
+    The tokeniser does it, not the callers, so that offsets are those of the text as it was given.
+    """
+    # Lowercase looks at single characters; a sigma that ends a word has a form of its own.
+    last_sigma = normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς")
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([last_sigma, normalizers.Lowercase(), *own])
 
 
 def _max_tokens(files: HuggingFaceFolder, parameters: ModelParameters, label: str) -> int:

@@ -22,6 +22,9 @@ UNSUPPORTED: Final = (
 )
 """Fields that would change what a model answers, and that this server has no answer to."""
 
+MAX_PRIORITY_LEVELS: Final = 1024
+"""Levels of a queue: all are looked at for every batch."""
+
 WITHOUT_EFFECT: Final = ("model_warmup", "response_cache", "model_metrics", "metric_tags")
 
 
@@ -164,6 +167,9 @@ def _batching(config: ModelConfig) -> Iterator[Problem]:
                 f"dynamic batching preferred size must be positive for {name}",
             )
     levels = batching.priority_levels
+    if levels > MAX_PRIORITY_LEVELS:
+        text = f"a queue has at most {MAX_PRIORITY_LEVELS} priority levels, {name} has {levels}: use fewer"
+        yield Problem(f"{field}.priority_levels", text)
     if levels and not 1 <= batching.default_priority_level <= levels:
         yield Problem(
             f"{field}.default_priority_level",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from headrace.server.repository.definition import ModelDefinition
     from headrace.server.repository.instances import Machine
 
-PACKAGES: Final = ("headrace", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
+# Without onnx and sympy attention is not fused.
+PACKAGES: Final = ("headrace", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "sympy", "torch")
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _BLOCK: Final = 1 << 20
 
@@ -49,11 +50,13 @@ def memory_bytes() -> int:
 
 
 def digest(definition: ModelDefinition, facts: dict[str, str]) -> str:
-    """Return a text that changes with the model's files, its configuration or the machine; blocking.
+    """Return a text that changes with the model's files, its configuration, fusion or the machine; blocking.
 
     It reads the files: their times say nothing about copies of a model, and a wrong match would be silent.
     """
-    found = hashlib.sha256(json.dumps([facts, print_config(definition.written)], sort_keys=True).encode())
+    fused = any(spec.graph_cache for spec in definition.specs)
+    parts = [facts, print_config(definition.written), fused]
+    found = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for path in sorted(definition.folder.rglob("*")):
         if not path.is_file() or path.name == CONFIG_FILE:
             continue

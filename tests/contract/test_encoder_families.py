@@ -114,6 +114,18 @@ def test_onnx_gives_the_same_vectors(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_onnx_takes_positions_as_the_family_counts_them(family: str, tmp_path: Path) -> None:
+    model = encoder(family)
+    folder = save(model, tmp_path / family, pooling_files("mean"))
+    export(model, folder / "model.onnx", "last_hidden_state", positions=True)
+    rows = [*ROWS, [2, 17, 1, 50, 3]]  # RoBERTa does not count a padding id in a text
+    found = answered(served(folder, Task.EMBED, "onnx"), rows, "embedding")
+    expected = pooled(alone(model, rows, "last_hidden_state"), "mean")
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "nomic-bert"])
 @pytest.mark.parametrize("labels", [1, 3])
 def test_torch_classifies(family: str, labels: int, tmp_path: Path) -> None:

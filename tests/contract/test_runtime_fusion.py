@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -205,6 +207,19 @@ def test_of_two_at_once_one_makes_the_graph(bert: Encoder, tmp_path: Path) -> No
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(made, range(2))
     assert first == second
+
+
+def test_a_worker_that_has_ended_gets_no_graph(bert: Encoder, tmp_path: Path) -> None:
+    run = [
+        sys.executable,
+        "-m",
+        "headrace.runtimes.onnx.fusing",
+        str(bert.graph),
+        str(tmp_path / "fused.onnx"),
+    ]
+    done = subprocess.run([*run, "--parent", "0"], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_model_replaces_its_graph(tmp_path: Path) -> None:

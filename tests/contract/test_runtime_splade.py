@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from headrace.runtimes.base import InstanceSpec, ModelError, Run, TextSpec
+from headrace.runtimes.pooling import SPLADES
 from headrace.runtimes.text import EMBEDDING, TextEncoder
 from headrace.runtimes.worker import load
 
@@ -31,17 +32,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def expected(folder: Path, row: list[int]) -> Any:
+def expected(folder: Path, row: list[int], pooling: str) -> Any:
+    """What sentence-transformers' SpladePooling computes."""
     import torch
     from transformers import BertForMaskedLM
 
     with torch.no_grad():
         logits = BertForMaskedLM.from_pretrained(folder)(torch.tensor([row])).logits
-        return torch.log1p(torch.relu(logits)).amax(dim=1)[0].numpy()
+        weights = torch.log1p(torch.relu(logits))
+        if pooling.endswith("log1p"):
+            weights = torch.log1p(weights)
+        return (weights.sum(dim=1) if "sum" in pooling else weights.amax(dim=1))[0].numpy()
 
 
-def test_weights_are_those_of_the_formula(folder: Path) -> None:
-    spec = InstanceSpec("splade", "torch", str(folder), text=TextSpec("embed", "splade"))
+@pytest.mark.parametrize("pooling", SPLADES)
+def test_weights_are_those_of_the_formula(folder: Path, pooling: str) -> None:
+    spec = InstanceSpec("splade", "torch", str(folder), text=TextSpec("embed", pooling))
     model = load(spec)
     ids = np.array([token for row in ROWS for token in row], np.int32)
     lengths = np.array([len(row) for row in ROWS], np.int32)
@@ -51,7 +57,7 @@ def test_weights_are_those_of_the_formula(folder: Path) -> None:
     assert weights.shape == (2, VOCABULARY)
     assert (weights == 0).any()
     for row, found in zip(ROWS, weights, strict=True):
-        np.testing.assert_allclose(found, expected(folder, row), atol=1e-5)
+        np.testing.assert_allclose(found, expected(folder, row, pooling), atol=1e-5)
 
 
 def test_a_model_without_token_logits_is_refused(folder: Path) -> None:

@@ -14,10 +14,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from raw_tensors import to_raw
 from worker_process import REPLY_TIMEOUT_S, WorkerProcess
 
 from headrace.runtimes.base import InstanceSpec, TextSpec
-from headrace.runtimes.datatypes import to_array, to_raw
+from headrace.runtimes.datatypes import to_array
 from headrace.runtimes.wire import (
     INLINE_LIMIT,
     Cancel,
@@ -56,7 +57,7 @@ class Worker:
         slot: int = 0,
     ) -> None:
         tensors: list[Tensor] = []
-        parts: list[bytes | memoryview] = []
+        parts: list[bytes] = []
         end = 0
         for name, array in inputs.items():
             datatype, raw = to_raw(array)

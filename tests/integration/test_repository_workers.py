@@ -21,6 +21,7 @@ from headrace.runtimes.convert.arithmetic import addsub_graph, save
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.check import check
 from headrace.server.repository.factory import RunningModels
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.model import Task
 from headrace.server.repository.registry import Repository
 from headrace.server.scheduling.work import Part, PartInput
@@ -213,7 +214,7 @@ def cosine(left: Any, right: Any) -> float:
 
 @pytest.mark.slow
 async def test_the_demo_repository_checks_out(demo_repository: Path) -> None:
-    results = await check(demo_repository, RunningModels(1024, NO_RESTARTS), cores=2)
+    results = await check(demo_repository, RunningModels(1024, NO_RESTARTS), Machine(2))
     assert {result.name: result.text for result in results if not result.ok} == {}
     assert {"addsub", "minilm", "sentiment", "iris"} <= {result.name for result in results}
 

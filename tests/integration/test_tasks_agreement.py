@@ -117,10 +117,9 @@ def sentence_encoder(demo_repository: Path) -> Callable[[str], Vectors]:
 @pytest.mark.slow
 def test_vectors_are_those_of_transformers(server: Any, sentence_encoder: Callable[[str], Vectors]) -> None:
     expected = np.stack([sentence_encoder(text) for text in [*TEXTS, "word " * 600]])
-    found = typed(server, "minilm-torch", [*TEXTS, "word " * 600])
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
-    quantised = typed(server, "minilm", TEXTS)
-    assert ((quantised * expected[:-1]).sum(1) > 0.98).all()  # the ONNX copy has int8 weights
+    for model in ("minilm-torch", "minilm"):
+        found = typed(server, model, [*TEXTS, "word " * 600])
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5, err_msg=model)
 
 
 def test_classifiers_agree(server: Any, channel: grpc.Channel) -> None:
@@ -135,9 +134,8 @@ def test_classifiers_agree(server: Any, channel: grpc.Channel) -> None:
         assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
         for row in (oicm_row, tei_row):
             assert {entry["label"]: pytest.approx(entry["score"], abs=1e-5) for entry in row} == expected
-            assert [entry["score"] for entry in row] == sorted(
-                expected.values(), reverse=True
-            ) or row == sorted(row, key=lambda entry: -entry["score"])
+            scores = [entry["score"] for entry in row]
+            assert scores == sorted(scores, reverse=True)
     assert answer.classifications[0].scores[0].label == "positive"
     assert answer.classifications[1].scores[0].label == "negative"
 

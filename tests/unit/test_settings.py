@@ -50,6 +50,9 @@ def test_another_file_can_be_named_and_must_exist(tmp_path: Path) -> None:
         ("model_control_mode: poll", "model_control_mode"),
         ("model_repository: []", "at least one folder is needed"),
         ("http_host: 0.0.0.0", "allow_anonymous"),
+        ("model_repository: [", "headrace.yaml is not YAML that can be read"),
+        ("- http_port", "headrace.yaml: expected lines such as 'http_port: 8000'"),
+        ("8000: http_port", "headrace.yaml: expected lines such as 'http_port: 8000'"),
     ],
 )
 def test_an_illegal_setting_is_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -57,6 +60,57 @@ def test_an_illegal_setting_is_named(tmp_path: Path, text: str, expected: str) -
     with pytest.raises(ConfigError) as raised:
         config.load()
     assert expected in str(raised.value)
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "headrace.yaml").write_bytes(b"server_id: \xe9")
+    with pytest.raises(ConfigError, match=r"headrace\.yaml is not YAML that can be read"):
+        config.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a b", ["a b"]), ('["a", "b,c"]', ["a", "b,c"]), ("[]", []), (" a ", ["a"])],
+)
+def test_a_list_in_the_environment_is_one_bare_value_or_json(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_LOAD_MODELS", text)
+    monkeypatch.setenv("HEADRACE_MODEL_REPOSITORY", "/models")
+    settings = config.load()
+    assert (settings.load_models, settings.model_repository) == (expected, [Path("/models")])
+
+
+@pytest.mark.parametrize("text", ["s3cret,other", "", '["s3cret"', "[s3cret]"])
+def test_a_list_that_cannot_be_read_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("HEADRACE_API_KEYS", text)
+    with pytest.raises(ConfigError, match="HEADRACE_API_KEYS: expected one value or a JSON list") as raised:
+        config.load()
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("HEADRACE_GRPC_PROT", "no such setting; did you mean HEADRACE_GRPC_PORT?"),
+        ("HEADRACE_Q", r"HEADRACE_Q: there is no such setting; docs/configuration\.md"),
+    ],
+)
+def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=expected):
+        config.load()
+
+
+def test_what_kubernetes_says_of_a_service_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for end in ("SERVICE_HOST", "SERVICE_PORT_GRPC", "PORT", "PORT_8001_TCP_ADDR"):
+        monkeypatch.setenv(f"HEADRACE_{end}", "tcp://10.0.0.1:8001")
+    assert config.load().grpc_port == 8001
+    monkeypatch.setenv("HEADRACE_POTR", "1")
+    with pytest.raises(ConfigError, match="HEADRACE_POTR"):
+        config.load()
 
 
 def test_listening_for_others_is_possible_when_said() -> None:

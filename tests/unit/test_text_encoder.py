@@ -125,6 +125,14 @@ def test_only_the_inputs_of_the_graph_are_fed(tmp_path: Path) -> None:
     assert result.tolist() == [[1, 0], [2, 1], [3, 0], [4, 1], [5, 2], [6, 0]]
 
 
+def test_positions_are_counted_behind_the_padding_id(tmp_path: Path) -> None:
+    path = graph(tmp_path, ["input_ids", "position_ids"])
+    session = load(InstanceSpec("m", "onnx", str(path)))
+    model = TextEncoder(session, TextSpec("embed", "mean", 3, padding_position=3))
+    result = run(model)["token_embeddings"]
+    assert result.tolist() == [[1, 4], [2, 5], [3, 3], [4, 4], [5, 5], [6, 4]]
+
+
 def test_a_fixed_length_is_padded_to(tmp_path: Path) -> None:
     model = encoder(graph(tmp_path, sequence=4))
     assert run(model)["embedding"][:, 0].tolist() == pytest.approx([1.5, 4, 6])
@@ -194,7 +202,10 @@ def test_inputs_that_token_ids_cannot_give(tmp_path: Path) -> None:
         encoder(graph(tmp_path, ["input_ids", "pixel_values"]))
     with pytest.raises(ModelError, match="the graph has no input 'input_ids'; it has attention_mask"):
         encoder(graph(tmp_path, ["attention_mask"]))
-    with pytest.raises(ModelError, match="unknown pooling 'median'; expected splade, or of cls"):
+    with pytest.raises(
+        ModelError,
+        match="unknown pooling 'median'; expected splade, splade_sum, splade_log1p, splade_sum_log1p, or of",
+    ):
         encoder(graph(tmp_path), pooling="median")
 
 

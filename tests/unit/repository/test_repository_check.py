@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.server.repository.check import check
+from headrace.server.repository.instances import Machine
 
 
 async def test_everything_about_each_model(models_of: Any, factory: Any) -> None:
@@ -12,7 +13,7 @@ async def test_everything_about_each_model(models_of: Any, factory: Any) -> None
     models_of.add("good", version=2)
     models_of.text("hf")
     models_of.add("wrong", config='input { name: "X" data_type: TYPE_FP32 dims: [ 4 ] }')
-    results = {result.name: result for result in await check(models_of.root, factory, cores=2)}
+    results = {result.name: result for result in await check(models_of.root, factory, Machine(2))}
     assert {name: result.ok for name, result in results.items()} == {
         "bad": False, "good": True, "hf": True, "wrong": False,
     }  # fmt: skip
@@ -39,12 +40,12 @@ async def test_everything_about_each_model(models_of: Any, factory: Any) -> None
 async def test_one_models_folder(models_of: Any, factory: Any) -> None:
     models_of.add("a")
     models_of.add("b")
-    (result,) = await check(models_of.root / "b", factory)
+    (result,) = await check(models_of.root / "b", factory, Machine(1))
     assert (result.name, result.ok) == ("b", True)
 
 
 async def test_nothing_there_is_not_ok(tmp_path: Path, factory: Any) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        (result,) = await check(path, factory)
+        (result,) = await check(path, factory, Machine(1))
         assert not result.ok
         assert "there is no model folder here" in result.text

@@ -134,11 +134,37 @@ def test_pooling_of_the_pooling_module(models_of: Any, config: dict[str, Any], p
 
 
 @pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        (None, "splade"),
+        ({"word_embedding_dimension": None}, "splade"),
+        ({"pooling_strategy": "max", "activation_function": "relu"}, "splade"),
+        ({"pooling_strategy": "sum", "activation_function": "relu"}, "splade_sum"),
+        ({"pooling_strategy": "max", "activation_function": "log1p_relu"}, "splade_log1p"),
+        ({"pooling_strategy": "sum", "activation_function": "log1p_relu"}, "splade_sum_log1p"),
+    ],
+)
+def test_pooling_of_the_splade_module(models_of: Any, config: dict[str, Any] | None, pooling: str) -> None:
+    files: dict[str, Any] = {
+        "modules.json": [module("", "MLMTransformer"), module("1_SpladePooling", "SpladePooling")]
+    }
+    models_of.text("m", files if config is None else {**files, "1_SpladePooling/config.json": config})
+    definition = read(models_of)
+    text = definition.specs[0].text
+    assert text is not None
+    assert text.pooling == pooling
+    assert definition.text is not None
+    assert definition.text.sparse
+
+
+@pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"1_Pooling/config.json": {"pooling_mode_median": True}}, "pooling median is not supported"),
         ({"1_Pooling/config.json": {"pooling_mode": ["cls", "median"]}}, "pooling cls + median is not supported"),
         ({"1_Pooling/config.json": {"pooling_mode_cls_token": False}}, "pooling unknown is not supported"),
+        ({"modules.json": [module("1_S", "SpladePooling")], "1_S/config.json": {"pooling_strategy": "mean"}}, "m/1_S/config.json: pooling_strategy 'mean' with activation_function 'relu' is not supported; expected max or sum with relu or log1p_relu"),
+        ({"modules.json": [module("1_S", "SpladePooling")], "1_S/config.json": {"activation_function": ["gelu"]}}, "pooling_strategy 'max' with activation_function \"['gelu']\" is not supported"),
         ({"1_Pooling/config.json": {"pooling_mode": "cls", "include_prompt": False}, "config_sentence_transformers.json": {"prompts": {"a": "b"}}}, "include_prompt is false"),
         ({"modules.json": [module("2_Dense", "Dense")]}, "m/modules.json: module Dense ('2_Dense') does not work on the pooled vector"),
         ({"modules.json": [module("1_Pooling", "Pooling"), module("2_Normalize", "Normalize"), module("3_Dense", "Dense")]}, "module Dense ('3_Dense') does not work on the pooled vector"),
@@ -198,6 +224,54 @@ def test_the_longest_text(models_of: Any, files: dict[str, Any], longest: int) -
     settings = read(models_of).text
     assert settings is not None
     assert settings.max_tokens == longest
+
+
+@pytest.mark.parametrize(
+    ("config", "position"),
+    [
+        ({"model_type": "roberta", "pad_token_id": 1}, 1),
+        ({"model_type": "mpnet", "pad_token_id": 0}, 0),
+        ({"model_type": "bert", "pad_token_id": 1}, -1),
+    ],
+)
+def test_the_padding_id_that_positions_are_counted_behind(
+    models_of: Any, config: dict[str, Any], position: int
+) -> None:
+    models_of.text("m", {"config.json": config})
+    text = read(models_of).specs[0].text
+    assert text is not None
+    assert text.padding_position == position
+
+
+@pytest.mark.parametrize(
+    ("files", "lower"),
+    [
+        ({"sentence_bert_config.json": {"do_lower_case": True}}, True),
+        ({"sentence_xlnet_config.json": {"max_seq_length": 9, "do_lower_case": True}}, True),
+        (
+            {
+                "sentence_bert_config.json": {"do_lower_case": False},
+                "sentence_xlnet_config.json": {"do_lower_case": True},
+            },
+            False,
+        ),
+        ({"config.json": CLASSIFIER, "sentence_bert_config.json": {"do_lower_case": True}}, False),
+        ({}, False),
+    ],
+)
+def test_texts_in_lower_case(models_of: Any, files: dict[str, Any], lower: bool) -> None:
+    classifier = "config.json" in files
+    models_of.text("m", files, **({"head": "logits", "width": 2} if classifier else {}))
+    settings = read(models_of).text
+    assert settings is not None
+    encoding = settings.tokenizer.encode("A b QUERY:")
+    assert encoding.ids == ([2, 4, 5, 1, 1, 3] if lower else [2, 1, 5, 1, 1, 3])
+    assert encoding.offsets[1:-1] == [(0, 1), (2, 3), (4, 9), (9, 10)]
+    if lower:
+        normalizer = settings.tokenizer.normalizer
+        assert normalizer is not None
+        for text in ("ÀÉ İstanbul ẞ DŽ", "ΟΔΥΣΣΕΥΣ Σ ΣΟΦΟΣ. Σ1"):
+            assert normalizer.normalize_str(text) == text.lower()
 
 
 def test_the_longest_text_of_a_parameter(models_of: Any) -> None:

@@ -33,6 +33,7 @@ def problems(text: str) -> list[str]:
         ('input [{ name: "x" data_type: TYPE_FP32 dims: [1] }, { name: "x" data_type: TYPE_FP32 dims: [1] }]', "F: input 'x': there is more than one input of this name"),
         ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4, 16 ] }", "F: dynamic_batching.preferred_batch_size: dynamic batching preferred size must be <= max batch size for m; 16 is more than 8"),
         ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 0 ] }", "F: dynamic_batching.preferred_batch_size: dynamic batching preferred size must be positive for m"),
+        ("dynamic_batching { priority_levels: 4000000000 default_priority_level: 1 }", "F: dynamic_batching.priority_levels: a queue has at most 1024 priority levels, m has 4000000000: use fewer"),
         ("dynamic_batching { priority_levels: 3 }", "F: dynamic_batching.default_priority_level: default priority level must be in range [1, 3] for m; got 0"),
         ("dynamic_batching { priority_levels: 3 default_priority_level: 4 }", "F: dynamic_batching.default_priority_level: default priority level must be in range [1, 3] for m; got 4"),
         ("dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 value { } } }", "F: dynamic_batching.priority_queue_policy: priority levels must be in range [1, 2] for m; got 3"),
@@ -113,7 +114,7 @@ def test_parameters_are_typed_and_the_rest_goes_to_the_runtime() -> None:
         (
             "pooling",
             "median",
-            "unknown pooling 'median'; expected splade, or of cls, max, mean, mean_sqrt, weighted_mean, last one or several, joined by +",
+            "unknown pooling 'median'; expected splade, splade_sum, splade_log1p, splade_sum_log1p, or of cls, max, mean, mean_sqrt, weighted_mean, last one or several, joined by +",
         ),
         ("default", "perhaps", "expected true or false"),
         ("max_sequence_length", "0", "expected a whole number of at least 1"),

@@ -71,6 +71,15 @@ def test_the_digest_reads_contents_not_times(define: Define) -> None:
     assert digest(definition, {}) != before
 
 
+def test_the_digest_tells_fused_attention_from_plain(define: Define) -> None:
+    definition = define(CONFIG)
+    specs = tuple(dataclasses.replace(spec, graph_cache="/srv/graphs") for spec in definition.specs)
+    fused = dataclasses.replace(definition, specs=specs)
+    elsewhere = tuple(dataclasses.replace(spec, graph_cache="/srv/others") for spec in definition.specs)
+    assert digest(fused, {}) != digest(definition, {})
+    assert digest(fused, {}) == digest(dataclasses.replace(definition, specs=elsewhere), {})
+
+
 def test_the_machine_is_described() -> None:
     facts = machine_facts(Machine(3, 1))
     assert (facts["cores"], facts["gpus"]) == ("3", "1")
