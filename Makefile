@@ -17,7 +17,7 @@ venv: $(STUBS) ## make .venv with everything installed, Headrace itself editable
 
 # The build requirements come first, so that one pinned set builds and runs. torch comes before the rest: its
 # exact version decides which of its many companion packages are needed. On plain PyPI it is the build for CUDA;
-# `make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu` takes the one for processors, which is far smaller.
+# `make venv TORCH_INDEX=URL` takes the one of another index, such as PyTorch's own for processors, far smaller.
 $(INSTALLED): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools grpcio-tools googleapis-common-protos
