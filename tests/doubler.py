@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import TensorRefusedError, WorkerCrashedError
@@ -45,18 +46,11 @@ class Doubler:
 
     def finish(self) -> Batch:
         batch = self.held.pop(0)
-        tensors, size = layout(batch.parts)
-        block = bytearray(size)
-        for offset, data in chunks(batch.parts, tensors):
-            block[offset : offset + len(data)] = data
-        (tensor,) = tensors
-        values = np.frombuffer(block, np.int32, count=tensor.size // 4, offset=tensor.offset) * 2
+        values, shape = doubled(batch)
         if (values < 0).any():
             self.sink.failed(batch, TensorRefusedError(f"indices element out of bounds: {values.min() // 2}"))
-            return batch
-        output = Tensor("OUT", "INT32", tensor.shape, 0, values.nbytes)
-        reply = Executed(batch.id, (output,), values.nbytes, None, 1000, 2000, 3000)
-        self.sink.executed(batch, reply, memoryview(values.tobytes()))
+        else:
+            answer(self.sink, batch, values, shape)
         return batch
 
     def crash(self) -> None:
@@ -64,6 +58,23 @@ class Doubler:
         self.sink.failed(held[0], WorkerCrashedError("the worker died"))
         for batch in held[1:]:
             self.sink.returned(batch)
+
+
+def doubled(batch: Batch) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """Lay a batch of one input out as a worker gets it; twice its values, and its shape."""
+    tensors, size = layout(batch.parts)
+    block = bytearray(size)
+    for offset, data in chunks(batch.parts, tensors):
+        block[offset : offset + len(data)] = data
+    (tensor,) = tensors
+    return np.frombuffer(block, np.int32, count=tensor.size // 4, offset=tensor.offset) * 2, tensor.shape
+
+
+def answer(sink: Batcher, batch: Batch, values: NDArray[np.int32], shape: tuple[int, ...]) -> None:
+    """Answer a batch with one output, as a worker that took 1, 2 and 3 µs."""
+    output = Tensor("OUT", "INT32", shape, 0, values.nbytes)
+    reply = Executed(batch.id, (output,), values.nbytes, None, 1000, 2000, 3000)
+    sink.executed(batch, reply, memoryview(values.tobytes()))
 
 
 def part(*values: int, key: object = "k", tokens: int = 0) -> Part:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubler import answer, doubled
 from scripted_generation import ScriptedGenerator, byte_tokenizer, options, scripted_model
 from waiting import until
 
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.runtimes.generation.messages import Started, Tokens
 from headrace.runtimes.generation.parameters import Sampling
-from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import (
     CancelledError,
     ExecutionFailedError,
@@ -32,7 +32,7 @@ from headrace.server.fronts.session import Session
 from headrace.server.repository import lookup
 from headrace.server.repository.lifecycle import UNLOADED, Entry, Generation, VersionStatus
 from headrace.server.repository.model import Model, ModelTensor, State, Task
-from headrace.server.scheduling.batch import Batch, chunks, layout
+from headrace.server.scheduling.batch import Batch
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.policy import BatchingPolicy
 from headrace.server.scheduling.work import Part, PartInput
@@ -74,14 +74,7 @@ class Doubler:
 
     def finish(self) -> None:
         batch = self.held.pop(0)
-        tensors, size = layout(batch.parts)
-        block = bytearray(size)
-        for offset, data in chunks(batch.parts, tensors):
-            block[offset : offset + len(data)] = data
-        values = np.frombuffer(block, np.int32, count=tensors[0].size // 4) * 2
-        output = Tensor("OUT", "INT32", tensors[0].shape, 0, values.nbytes)
-        reply = Executed(batch.id, (output,), values.nbytes, None, 1000, 2000, 3000)
-        self.sink.executed(batch, reply, memoryview(values.tobytes()))
+        answer(self.sink, batch, *doubled(batch))
 
 
 class Served:
