@@ -7,17 +7,17 @@ NOT_FOUND, and SERVICE_UNKNOWN to a watcher, as the health protocol says.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import grpc
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from headrace.server.repository.model import Model
+    from headrace.server.transport.server import Server
 
     Serves = Callable[[Sequence[Model]], bool]
 LIVENESS: Final = "headrace.live"
@@ -27,8 +27,8 @@ _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class Health:
-    """Keeps the health service's states.
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # Any to the type checker
+    """Keeps the health service's states. A watcher that does not read holds up nobody: it misses states.
 
     Args:
         services: full name of every service → whether it serves with the models that are ready; None for a
@@ -36,19 +36,20 @@ class Health:
     """
 
     def __init__(self, services: Mapping[str, Serves | None]) -> None:
-        self._servicer = HealthServicer()
         self._services = {"": None, **services}
         self._models: set[str] = set()
+        self._states: dict[str, health_pb2.HealthCheckResponse.ServingStatus] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: Server | grpc.aio.Server) -> None:
         """Add the service to ``server``."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
-    async def live(self, *, alive: bool) -> None:
+    def live(self, *, alive: bool) -> None:
         """Set liveness."""
-        await self._servicer.set(LIVENESS, _SERVING if alive else _NOT_SERVING)
+        self._set(LIVENESS, serving=alive)
 
-    async def update(self, *, ready: bool, models: dict[str, bool], loaded: Sequence[Model] = ()) -> None:
+    def update(self, *, ready: bool, models: Mapping[str, bool], loaded: Sequence[Model] = ()) -> None:
         """Set readiness of the server, its services and each model; models that are gone become unknown.
 
         Args:
@@ -57,10 +58,49 @@ class Health:
             loaded: the models that are ready.
         """
         for name, serves in self._services.items():
-            serving = ready if serves is None else serves(loaded)
-            await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+            self._set(name, serving=ready if serves is None else serves(loaded))
         for name in self._models - models.keys():
-            await self._servicer.set(name, _SERVICE_UNKNOWN)
+            del self._states[name]
+            self._tell(name)
         for name, serving in models.items():
-            await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+            self._set(name, serving=serving)
         self._models = set(models)
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        """Answer a state."""
+        state = self._states.get(request.service)
+        if state is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service '{request.service}'")
+        return health_pb2.HealthCheckResponse(status=state)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Answer a state, and again whenever it has changed since the last answer."""
+        name = request.service
+        changed = asyncio.Event()
+        watchers = self._watchers.setdefault(name, set())
+        watchers.add(changed)
+        last = None
+        try:
+            while True:
+                changed.clear()
+                state = self._states.get(name, _SERVICE_UNKNOWN)
+                if state != last:
+                    last = state
+                    yield health_pb2.HealthCheckResponse(status=state)
+                await changed.wait()
+        finally:
+            watchers.discard(changed)
+            if not watchers and self._watchers.get(name) is watchers:
+                del self._watchers[name]
+
+    def _set(self, name: str, *, serving: bool) -> None:
+        self._states[name] = _SERVING if serving else _NOT_SERVING
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        for changed in self._watchers.get(name, ()):
+            changed.set()

@@ -129,17 +129,17 @@ async def test_health_follows_the_kinds_of_the_models(repository: Any) -> None:
 
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await health.update(ready=False, models={})
+            health.update(ready=False, models={})
             assert await serving(channel) == {"Info", "Tokenize"}
             repository.text("c", Task.CLASSIFY, labels=("a", "b", "c"))
-            await health.update(ready=False, models={}, loaded=repository.ready_models())
+            health.update(ready=False, models={}, loaded=repository.ready_models())
             assert await serving(channel) == {"Info", "Tokenize", "Predict"}
             repository.text("e", Task.EMBED)
-            await health.update(ready=True, models={}, loaded=repository.ready_models())
+            health.update(ready=True, models={}, loaded=repository.ready_models())
             assert await serving(channel) == {"Info", "Tokenize", "Embed", "Predict", "Rerank"}
             del repository.entries["e"], repository.entries["c"]
             repository.text("r", Task.RERANK, labels=("a",))
-            await health.update(ready=True, models={}, loaded=repository.ready_models())
+            health.update(ready=True, models={}, loaded=repository.ready_models())
             assert await serving(channel) == {"Info", "Tokenize", "Predict", "Rerank"}
     finally:
         await server.stop(None)
