@@ -96,9 +96,7 @@ class App:
             _nothing if self._fronts is None else self._fronts.families,
         )
         self._health = Health(service_health())
-        self._server = grpc_server(
-            interceptors=() if self._fronts is None else (Around(self._fronts.collect, self._fronts.settled),)
-        )
+        self._server = grpc_server(settings.grpc_transport, tls=self._certificates is not None)
         self._add_services()
         self._envoy: EnvoyProcess | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -153,8 +151,10 @@ class App:
             self._metrics,
             lambda: self._serving,
         )
-        interceptors = Interceptors(self._requests, self._access)
-        add_services(self._server, dependencies, interceptors, self._health)
+        handlers = registry.handlers(dependencies, Interceptors(self._requests, self._access))
+        if self._fronts is not None:
+            handlers = (Around(handler, self._fronts.collect, self._fronts.settled) for handler in handlers)
+        add_services(self._server, handlers, self._health)
 
     async def _start_unless_stopped(self) -> bool:
         """Start, until something asks to stop; whether all is started. What was begun is left to close."""
@@ -185,8 +185,8 @@ class App:
                 )
                 raise StartError(msg) from None
         self._server.add_insecure_port(f"unix:{self._socket}")
-        await self._health.live(alive=True)
-        await self._health.update(ready=False, models={})
+        self._health.live(alive=True)
+        self._health.update(ready=False, models={})
         await self._server.start()
         sockets = [self._socket]
         if self._fronts is not None:
@@ -245,7 +245,7 @@ class App:
             await self._changed.wait()
             self._changed.clear()
             ready = self._serving and self.repository.all_ready()
-            await self._health.update(
+            self._health.update(
                 ready=ready, models=self.repository.states(), loaded=self.repository.ready_models()
             )
 
@@ -260,7 +260,7 @@ class App:
         if self._watcher is not None:
             self._watcher.cancel()
         self._note_change()
-        await self._health.update(ready=False, models=dict.fromkeys(self.repository.states(), False))
+        self._health.update(ready=False, models=dict.fromkeys(self.repository.states(), False))
         stopping = asyncio.ensure_future(self._finish(self.settings.drain_seconds))
         hurry = asyncio.ensure_future(self._now.wait())
         await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,7 @@ import structlog
 from headrace.envoy.options import TlsOptions
 from headrace.envoy.tls import secrets
 from headrace.server.config import ConfigError
+from headrace.server.transport.server import Server
 
 if TYPE_CHECKING:
     from headrace.server.config import Settings
@@ -183,7 +184,7 @@ def server_certificates(settings: Settings) -> Certificates | None:
     return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
-def listen(server: grpc.aio.Server, address: str, certificates: Certificates | None) -> int:
+def listen(server: Server | grpc.aio.Server, address: str, certificates: Certificates | None) -> int:
     """Have ``server`` listen on a TCP address, with TLS where there are certificates; return the port.
 
     Raises:
@@ -191,6 +192,8 @@ def listen(server: grpc.aio.Server, address: str, certificates: Certificates | N
     """
     if certificates is None:
         return server.add_insecure_port(address)
+    if isinstance(server, Server):
+        raise TypeError("this server speaks no TLS")  # serving.grpc_server has not made it so
     return server.add_secure_port(address, certificates.grpc_credentials())
 
 

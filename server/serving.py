@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from headrace.server.services import registry
+from headrace.server.transport.server import Server
 
 if TYPE_CHECKING:
-    from headrace.server.interceptors import Interceptors
+    from headrace.server.config import GrpcTransport
     from headrace.server.services.health import Health, Serves
 
 GRPC_OPTIONS: Final = (
@@ -34,12 +36,21 @@ _KEPT_BYTES: Final = 64 << 20
 """Free memory at the end of the heap that is kept."""
 
 
-def grpc_server(
-    *, shared_port: bool = False, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()
-) -> grpc.aio.Server:
-    """Return a server without services; ``shared_port`` lets other processes listen on its TCP port too."""
-    options = (*GRPC_OPTIONS, ("grpc.so_reuseport", int(shared_port)))
-    return grpc.aio.server(interceptors=interceptors, options=options)
+AnyServer = Server | grpc.aio.Server
+"""What answers RPCs: both take the same handlers (decision 0026)."""
+
+
+def grpc_server(transport: GrpcTransport, *, tls: bool, shared_port: bool = False) -> AnyServer:
+    """Return a server without services.
+
+    Args:
+        transport: whose HTTP/2 it speaks.
+        tls: whether it shall listen with certificates; gRPC's own library does that.
+        shared_port: lets other processes listen on its TCP ports too.
+    """
+    if transport == "asyncio" and not tls:
+        return Server(shared_port=shared_port)
+    return grpc.aio.server(options=(*GRPC_OPTIONS, ("grpc.so_reuseport", int(shared_port))))
 
 
 def service_health() -> dict[str, Serves | None]:
@@ -48,17 +59,15 @@ def service_health() -> dict[str, Serves | None]:
 
 
 def add_services(
-    server: grpc.aio.Server,
-    dependencies: registry.Dependencies,
-    interceptors: Interceptors,
-    health: Health,
-    first: Sequence[grpc.GenericRpcHandler[Any, Any]] = (),
+    server: AnyServer, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]], health: Health
 ) -> None:
-    """Add all services, health and reflection to ``server``; handlers in ``first`` win over the services'."""
-    server.add_generic_rpc_handlers((*first, *registry.handlers(dependencies, interceptors)))
+    """Add handlers, health and reflection to ``server``; of several that know a method the first wins."""
+    server.add_generic_rpc_handlers(tuple(handlers))
     health.register(server)
-    names = [*service_health(), "grpc.health.v1.Health", reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
+    own = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+    names = [*service_health(), "grpc.health.v1.Health", own]
+    # What enables reflection looks at the server's class, and takes ours for one with threads.
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names), server)
 
 
 def settle_memory() -> None:

@@ -63,7 +63,7 @@ def _forward(
             for key, value in context.invocation_metadata() or ()
             if not key.startswith(("grpc-", ":")) and key not in _OWN_METADATA
         )
-        call = method(request, metadata=metadata, timeout=context.time_remaining())
+        call = method(bytes(request), metadata=metadata, timeout=context.time_remaining())
         try:
             response = await call
         except grpc.aio.AioRpcError as error:
@@ -81,43 +81,46 @@ def _pairs(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
     return tuple(metadata or ())
 
 
-class Around(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
+class Around(grpc.GenericRpcHandler):  # type: ignore[type-arg] # generic in the stubs only
     """The core's side of forwarded RPCs: they see what the fronts counted, and the fronts what they changed.
 
     Args:
+        handlers: of a service.
         collect: adds up what all fronts have counted.
         settled: waits until all fronts know the changes of the repository.
     """
 
     def __init__(
-        self, collect: Callable[[], Awaitable[None]], settled: Callable[[], Awaitable[None]]
+        self,
+        handlers: grpc.GenericRpcHandler[Any, Any],
+        collect: Callable[[], Awaitable[None]],
+        settled: Callable[[], Awaitable[None]],
     ) -> None:
+        self._handlers = handlers
         self._collect = collect
         self._settled = settled
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Do what has to be done before and after."""
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of a method, with what has to be done before and after."""
+        handler = self._handlers.service(handler_call_details)
         method = handler_call_details.method
-        if method in COUNTERS:
-            await self._collect()
-        handler = await continuation(handler_call_details)
-        if method not in CHANGES:
+        if handler is None or method not in COUNTERS | CHANGES:
             return handler
-        return self._settling(handler)
-
-    def _settling(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         behaviour: Any = handler.unary_unary
 
-        async def change(request: Any, context: Any) -> Any:
+        async def collecting(request: Any, context: Any) -> Any:
+            await self._collect()
+            return await behaviour(request, context)
+
+        async def settling(request: Any, context: Any) -> Any:
             try:
                 return await behaviour(request, context)
             finally:
                 await self._settled()
 
+        around = collecting if method in COUNTERS else settling
         return grpc.unary_unary_rpc_method_handler(
-            change, handler.request_deserializer, handler.response_serializer
+            around, handler.request_deserializer, handler.response_serializer
         )

@@ -38,7 +38,7 @@ from headrace.server.interceptors import Interceptors
 from headrace.server.repository.factory import RunningModels
 from headrace.server.repository.registry import Repository
 from headrace.server.services.health import Health
-from headrace.server.services.registry import Dependencies
+from headrace.server.services.registry import Dependencies, handlers
 from headrace.server.serving import GRPC_OPTIONS, add_services, grpc_server, service_health, settle_memory
 from headrace.server.tasks.generate import Generating
 from headrace.server.tasks.tokenization import Tokenizing
@@ -88,8 +88,10 @@ class Front:
         self._drain: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._health = Health(service_health())
         self._channel = grpc.aio.insecure_channel(f"unix:{begin.core}", options=GRPC_OPTIONS)
-        self._server = grpc_server(shared_port=True)
         self._certificates = server_certificates(settings)
+        self._server = grpc_server(
+            settings.grpc_transport, tls=self._certificates is not None, shared_port=True
+        )
         dependencies = Dependencies(
             settings,
             self._repository,
@@ -98,15 +100,15 @@ class Front:
             Metrics(self._metrics, self._repository.ready_models),
             lambda: self._following.serving,
         )
-        interceptors = Interceptors(self._metrics, access)
-        add_services(self._server, dependencies, interceptors, self._health, forwarding(self._channel))
+        services = handlers(dependencies, Interceptors(self._metrics, access))
+        add_services(self._server, (*forwarding(self._channel), *services), self._health)
 
     async def run(self) -> int:
         """Serve until the core has it drain; return the exit status."""
         tasks: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         try:
-            await self._health.live(alive=True)
+            self._health.live(alive=True)
             await self._apply()
             while not self._catalogues.empty():
                 await self._apply()
@@ -173,7 +175,7 @@ class Front:
         states, loaded = self._repository.states(), self._repository.ready_models()
         if not catalogue.serving and self._settled:  # it drains
             states, loaded = dict.fromkeys(states, False), []
-        await self._health.update(ready=ready, models=states, loaded=loaded)
+        self._health.update(ready=ready, models=states, loaded=loaded)
 
     def _release(self, number: int) -> None:
         self._count(0)
