@@ -260,3 +260,28 @@ async def test_caller_who_resets_before_his_message_costs_nothing(own: Serve) ->
         await peer.settled()
         assert not any(connection._streams for connection in running.server._calls.connections)
     assert not held.begun.is_set()
+
+
+async def test_generator_that_waits_for_its_caller_is_closed_when_he_leaves(own: Serve) -> None:
+    kept: list[Any] = []
+    closed = asyncio.Event()
+
+    async def pour() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(1 << 16)
+        finally:
+            closed.set()
+
+    def begin(request: bytes, context: Any) -> Any:
+        kept.append(pour())  # or it would be closed as garbage
+        return kept[-1]
+
+    running = await own({"Pour": grpc.unary_stream_rpc_method_handler(begin)})
+    async with raw_peer(running.address) as peer:
+        peer.greet()
+        peer.request(1, message(b""), path="/t.T/Pour")
+        await peer.settled()
+        assert not closed.is_set()
+        peer.send(frame(RST, 0, 1, number(8)))
+        await happens(closed)
