@@ -217,10 +217,15 @@ def main() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # The server's own threads tokenise; a second pool inside the library would only compete with them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # docs/decisions/0025: fewer thread hops a message. A release without that name would complain.
+    choose_poller()
+    sys.exit(cli())
+
+
+def choose_poller() -> None:
+    """Have gRPC's library poll as decision 0025 says; to be called before it is imported."""
+    # A release without that name would complain.
     if distribution_version("grpcio").startswith("1.81."):
         os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
-    sys.exit(cli())
 
 
 if __name__ == "__main__":
