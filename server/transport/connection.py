@@ -109,8 +109,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End all streams."""
         self.sending.transport = None
-        self._reader.close()
-        self._block.clear()
+        # These refer to this connection: what they hold would wait for the collector.
+        del self._reader
+        self._stream = None
         self._closing.forget()
         if self._greeting is not None:
             self._greeting.cancel()
@@ -155,6 +156,8 @@ class Connection(asyncio.BufferedProtocol):
     def take_data(self, data: memoryview, *, last: bool, padding: int = 0) -> None:
         """Take a part of a DATA frame; with ``last`` the frame ends. Padding costs window, and is nothing."""
         stream = self._stream
+        if last:
+            self._stream = None
         if stream is None or stream.gone or stream.trailers is not None:
             return
         try:

@@ -101,7 +101,3 @@ class FrameReader:
             return frames.HEADER_BYTES
         size = held[0] << 16 | held[1] << 8 | held[2]
         return frames.HEADER_BYTES + (size if size <= LARGEST_FRAME else 0)
-
-    def close(self) -> None:
-        """Forget what is held: nothing comes any more."""
-        self._held = bytearray()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -233,3 +235,25 @@ async def test_requests_of_a_handler_that_returns_early_are_closed(own: Serve) -
     assert await running.stream_unary("First")(each(), timeout=SECONDS) == b"x"
     async with asyncio.timeout(SECONDS):
         await closed.wait()
+
+
+async def test_connection_that_is_gone_needs_no_collector(own: Serve) -> None:
+    running = await own(ECHO)
+    connections = running.server._calls.connections
+    gc.collect()
+    gc.disable()
+    try:
+        async with raw_peer(running.address) as peer:
+            peer.greet()
+            peer.request(1, message(b"a"), path="/t.T/Echo")
+            assert (await peer.answer(1)).messages == [b"a"]
+            peer.send(frame(HEADERS, END_HEADERS, 3, literals(changed((":path", "/t.T/Echo")))))
+            peer.send(frame(DATA, 0, 3, message(bytes(100)))[:-1])  # it leaves within a frame
+            await peer.drain()
+            kept: Any = weakref.ref(*connections)
+            async with asyncio.timeout(SECONDS):
+                await until(lambda: 3 in kept()._streams)
+        async with asyncio.timeout(SECONDS):
+            await until(lambda: kept() is None)
+    finally:
+        gc.enable()
