@@ -237,11 +237,7 @@ def status(code: int, message: str) -> bytes:
     if not message:
         return written
     # All but the printable characters of ASCII, and the percent sign, is percent-encoded.
-    return (
-        written + literal("grpc-message", quote_from_bytes(message.encode(errors="replace"), _PLAIN))
-        if message
-        else written
-    )
+    return written + literal("grpc-message", quote_from_bytes(message.encode(errors="replace"), _PLAIN))
 
 
 def refusal(code: int) -> bytes:

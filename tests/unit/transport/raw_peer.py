@@ -96,6 +96,11 @@ def changed(*fields: tuple[str, str | None]) -> Fields:
     ]
 
 
+BLOCK = literals(REQUEST)
+BODY = frame(DATA, END_STREAM, 1, message(b"x"))
+INTERNAL, UNIMPLEMENTED = "13", "12"
+
+
 @dataclass
 class Answer:
     """What came back on one stream."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
-from unit.transport.conftest import EOF, Gate, Serve
-from unit.transport.raw_peer import (
-    SECONDS,
-)
+from unit.transport.conftest import EOF, Gate, Running, Serve, failed
+from unit.transport.raw_peer import SECONDS
 from waiting import until
 
 from headrace.server.transport.server import Server
@@ -20,9 +20,22 @@ pytestmark = pytest.mark.timeout(60)
 
 
 async def code_of(call: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code()
+    code = (await failed(call)).code()
+    assert isinstance(code, grpc.StatusCode)
+    return code
+
+
+@asynccontextmanager
+async def draining(running: Running, gate: Gate) -> AsyncIterator[None]:
+    """Have the server stop while an RPC runs; that one, and the stop, end with the context."""
+    old = running.unary_unary("Wait")(b"old")
+    await gate.holds(1)
+    stopping = asyncio.create_task(running.server.stop(30))
+    await asyncio.sleep(0.3)
+    yield
+    gate.go.set()
+    assert await old == b"old"
+    await stopping
 
 
 async def test_running_rpcs_finish_within_the_grace(serve: Serve) -> None:
@@ -59,31 +72,21 @@ async def test_streams_go_on_within_the_grace(serve: Serve) -> None:
 async def test_new_rpcs_of_a_draining_server_are_unavailable(serve: Serve) -> None:
     gate = Gate()
     running = await serve(gate.handlers)
-    old = running.unary_unary("Wait")(b"old")
-    await gate.holds(1)
-    stopping = asyncio.create_task(running.server.stop(30))
-    await asyncio.sleep(0.3)
-    # The client connects anew, and nobody listens: of both servers.
-    assert await code_of(running.unary_unary("Echo")(b"new", timeout=SECONDS)) is grpc.StatusCode.UNAVAILABLE
-    gate.go.set()
-    assert await old == b"old"
-    await stopping
+    async with draining(running, gate):
+        # The client connects anew, and nobody listens: of both servers.
+        new = running.unary_unary("Echo")(b"new", timeout=SECONDS)
+        assert await code_of(new) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_new_rpcs_go_to_the_server_that_follows_on_the_port(serve: Serve) -> None:
     gate = Gate()
     running = await serve(gate.handlers)
-    old = running.unary_unary("Wait")(b"old")
-    await gate.holds(1)
-    stopping = asyncio.create_task(running.server.stop(30))
-    await asyncio.sleep(0.3)
-    after = await serve(gate.handlers, running.address)
-    assert after.address == running.address
-    calls = [running.unary_unary("Echo")(b"new", timeout=SECONDS, wait_for_ready=True) for _ in range(20)]
-    assert await asyncio.gather(*calls) == [b"new"] * 20
-    gate.go.set()
-    assert await old == b"old"
-    await stopping
+    async with draining(running, gate):
+        after = await serve(gate.handlers, running.address)
+        assert after.address == running.address
+        echo = running.unary_unary("Echo")
+        calls = [echo(b"new", timeout=SECONDS, wait_for_ready=True) for _ in range(20)]
+        assert await asyncio.gather(*calls) == [b"new"] * 20
 
 
 async def test_what_runs_after_the_grace_is_unavailable_and_cancelled(serve: Serve) -> None:

@@ -10,6 +10,8 @@ import hpack
 import pytest
 from unit.transport.conftest import Serve, echo
 from unit.transport.raw_peer import (
+    BLOCK,
+    BODY,
     CALM,
     COMPRESSION,
     CONTINUATION,
@@ -31,9 +33,6 @@ from unit.transport.raw_peer import (
 )
 
 pytestmark = pytest.mark.timeout(60)
-BLOCK = literals(REQUEST)
-BODY = frame(DATA, END_STREAM, 1, message(b"x"))
-INTERNAL, UNIMPLEMENTED = "13", "12"
 
 
 async def test_headers_with_padding_and_priority_are_read(peer: Peer) -> None:

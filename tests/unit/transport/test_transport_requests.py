@@ -12,15 +12,18 @@ import grpc
 import pytest
 from unit.transport.conftest import Serve
 from unit.transport.raw_peer import (
+    BODY,
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    INTERNAL,
     NO_ERROR,
     PROTOCOL,
     REQUEST,
     RST,
     SECONDS,
+    UNIMPLEMENTED,
     Fields,
     Peer,
     changed,
@@ -31,9 +34,6 @@ from unit.transport.raw_peer import (
 )
 
 pytestmark = pytest.mark.timeout(60)
-BLOCK = literals(REQUEST)
-BODY = frame(DATA, END_STREAM, 1, message(b"x"))
-INTERNAL, UNIMPLEMENTED = "13", "12"
 
 
 def request(fields: Fields, *body: bytes) -> bytes:
