@@ -12,13 +12,13 @@ import structlog
 
 from headrace.server.transport import headers
 from headrace.server.transport.context import AbortError, Context
-from headrace.server.transport.messages import ENCODINGS
+from headrace.server.transport.messages import ENCODINGS, BadMessageError, Compressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from headrace.server.transport.connection import Connection
-    from headrace.server.transport.messages import BadMessageError
+    from headrace.server.transport.messages import Message
     from headrace.server.transport.stream import Stream
 
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -102,8 +102,7 @@ class Calls:
 
     def refuse(self, stream: Stream, error: BadMessageError) -> None:
         """End an RPC whose messages cannot be read."""
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.large else grpc.StatusCode.INTERNAL
-        _break_off(stream, code, str(error))
+        _break_off(stream, _code(error), str(error))
 
     def cut(self, stream: Stream) -> None:
         """End an RPC, as the server does."""
@@ -133,14 +132,14 @@ class Calls:
                 return handler
         return None
 
-    def _start(self, stream: Stream, handler: Handler, message: bytes | bytearray | None) -> None:
+    def _start(self, stream: Stream, handler: Handler, message: Message | None) -> None:
         task = asyncio.get_running_loop().create_task(_answer(stream, handler, message))
         stream.task = task
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
 
-async def _answer(stream: Stream, handler: Handler, message: bytes | bytearray | None) -> None:
+async def _answer(stream: Stream, handler: Handler, message: Message | None) -> None:
     """Run a handler, and end its RPC however that ends."""
     context = Context(stream, handler.response_serializer)
     decode = handler.request_deserializer or bytes
@@ -150,6 +149,8 @@ async def _answer(stream: Stream, handler: Handler, message: bytes | bytearray |
             async with contextlib.aclosing(_requests(stream, decode, context)) as requests:
                 await _run(handler, behaviour(requests, context), context)
         else:
+            if isinstance(message, Compressed):
+                message = await _inflated(message, context)
             request = _decoded(message, decode, context)
             message = None
             await _run(handler, behaviour(request, context), context)
@@ -184,7 +185,22 @@ def _behaviour(handler: Handler) -> Any:
 
 async def _requests(stream: Stream, decode: Any, context: Context) -> AsyncGenerator[Any, None]:
     while (message := await stream.receive()) is not None:
+        if isinstance(message, Compressed):
+            message = await _inflated(message, context)
         yield _decoded(message, decode, context)
+
+
+async def _inflated(message: Compressed, context: Context) -> bytes:
+    """Decompress a message in a thread, so that nobody else waits for it."""
+    try:
+        return await asyncio.to_thread(message.inflate)
+    except BadMessageError as error:
+        context.end(_code(error).value[0], str(error))
+        raise AbortError from None
+
+
+def _code(error: BadMessageError) -> grpc.StatusCode:
+    return grpc.StatusCode.RESOURCE_EXHAUSTED if error.large else grpc.StatusCode.INTERNAL
 
 
 def _decoded(message: Any, decode: Any, context: Context) -> Any:

@@ -10,6 +10,8 @@ PREFIX: Final = 5
 """Bytes before each message."""
 _INFLATED: Final = 128 << 20
 """Bytes that a compressed message may become: a thousandth of them is enough to make so many."""
+_AT_ONCE: Final = 64 << 10
+"""Bytes, compressed and not, up to which a message is decompressed where it is received."""
 _WBITS: Final = MappingProxyType({"gzip": 31, "deflate": 15})
 ENCODINGS: Final = frozenset({"identity", *_WBITS})
 
@@ -24,6 +26,41 @@ class BadMessageError(Exception):
     def __init__(self, text: str, *, large: bool = False) -> None:
         super().__init__(text)
         self.large = large
+
+
+class Compressed:
+    """A message that is still to be decompressed, which takes too long for the event loop."""
+
+    __slots__ = ("_data", "_encoding")
+
+    def __init__(self, data: bytes | bytearray, encoding: str) -> None:
+        """Keep ``data``, which is compressed as ``encoding`` says; it may be larger once it is not."""
+        self._data = data
+        self._encoding = encoding
+
+    def inflate(self, most: int = 0) -> bytes:
+        """Return the message.
+
+        Args:
+            most: bytes that it may have; 0 for as many as are ever taken.
+
+        Raises:
+            BadMessageError: it has more, or is not compressed so.
+        """
+        inflate = zlib.decompressobj(_WBITS[self._encoding])
+        most = most or _INFLATED
+        try:
+            plain = inflate.decompress(self._data, most)
+        except zlib.error as error:
+            raise BadMessageError(f"a message is not {self._encoding}: {error}") from None
+        if not inflate.eof:
+            if inflate.unconsumed_tail:
+                raise BadMessageError(f"a message is larger than {most} bytes", large=True)
+            raise BadMessageError(f"a message is not {self._encoding}: it is cut off")
+        return plain
+
+
+Message = bytes | bytearray | Compressed
 
 
 class Messages:
@@ -44,13 +81,13 @@ class Messages:
         """Whether a message has begun and not ended."""
         return bool(self._prefix) or self._body is not None
 
-    def take(self, data: memoryview) -> list[bytes | bytearray]:
+    def take(self, data: memoryview) -> list[Message]:
         """Take a piece; return the messages that it completes. ``data`` is copied.
 
         Raises:
-            BadMessageError: a message cannot be decompressed, or its flag is none.
+            BadMessageError: a small message cannot be decompressed, or a message's flag is none.
         """
-        complete: list[bytes | bytearray] = []
+        complete: list[Message] = []
         position, end = 0, len(data)
         while position < end:
             if self._body is None:
@@ -75,19 +112,17 @@ class Messages:
                 complete.append(self._plain(body))
         return complete
 
-    def _plain(self, message: bytes | bytearray) -> bytes | bytearray:
+    def _plain(self, message: bytes | bytearray) -> Message:
         if self._flag == 0:
             return message
-        wbits = _WBITS.get(self._encoding)
-        if self._flag != 1 or wbits is None:
+        if self._flag != 1 or self._encoding not in _WBITS:
             raise BadMessageError("a message's flag is set, but its encoding is not named in grpc-encoding")
-        inflate = zlib.decompressobj(wbits)
+        compressed = Compressed(message, self._encoding)
+        if len(message) > _AT_ONCE:
+            return compressed
         try:
-            plain = inflate.decompress(message, _INFLATED)
-        except zlib.error as error:
-            raise BadMessageError(f"a message is not {self._encoding}: {error}") from None
-        if not inflate.eof:
-            if inflate.unconsumed_tail:
-                raise BadMessageError(f"a message is larger than {_INFLATED} bytes", large=True)
-            raise BadMessageError(f"a message is not {self._encoding}: it is cut off")
-        return plain
+            return compressed.inflate(_AT_ONCE)
+        except BadMessageError as error:
+            if error.large:
+                return compressed
+            raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from headrace.server.transport.connection import Connection
     from headrace.server.transport.headers import Head
+    from headrace.server.transport.messages import Message
 
 WINDOW: Final = 4 << 20
 """Bytes that a caller may send on a stream before they are used."""
@@ -87,7 +88,7 @@ class Stream:
         self.timer: asyncio.TimerHandle | None = None
         self.trailers: bytes | None = None
         self._incoming = Messages(head.encoding)
-        self._messages: deque[bytes | bytearray] = deque()
+        self._messages: deque[Message] = deque()
         self._owed = 0  # bytes received whose place in the window was not given back
         self._waiting_in: asyncio.Future[None] | None = None
         self._unsent: deque[memoryview] = deque()
@@ -126,7 +127,7 @@ class Stream:
         self._wake_reader()
         return self.deaf or not self._incoming.partial
 
-    async def receive(self) -> bytes | bytearray | None:
+    async def receive(self) -> Message | None:
         """Return the next message; None after the last."""
         while not self._messages:
             if self.complete or self.gone:
@@ -140,7 +141,7 @@ class Stream:
         self._give_back()
         return message
 
-    def first(self) -> bytes | bytearray | None:
+    def first(self) -> Message | None:
         """Return the first message if it is there."""
         return self._messages.popleft() if self._messages else None
 

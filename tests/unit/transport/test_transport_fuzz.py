@@ -37,7 +37,7 @@ from waiting import until
 
 from headrace.server.transport.frames import BrokenProtocolError
 from headrace.server.transport.headers import Head, HeaderReader
-from headrace.server.transport.messages import BadMessageError, Messages
+from headrace.server.transport.messages import BadMessageError, Compressed, Messages
 from headrace.server.transport.receiving import FrameReader
 
 pytestmark = pytest.mark.timeout(60)
@@ -138,7 +138,8 @@ def joined(encoding: str, data: bytes, cuts: Sequence[int]) -> list[bytes] | str
     """Return the messages in ``data``, or what is wrong with one."""
     messages = Messages(encoding)
     try:
-        return [bytes(one) for piece in pieces(data, cuts) for one in messages.take(piece)]
+        found = [one for piece in pieces(data, cuts) for one in messages.take(piece)]
+        return [one.inflate() if isinstance(one, Compressed) else bytes(one) for one in found]
     except BadMessageError as error:
         return str(error)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import random
 import socket
+import threading
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +16,7 @@ import grpc
 import hpack
 import pytest
 from grpc_health.v1 import health_pb2
-from unit.transport.conftest import Gate, Serve, echo, failed
+from unit.transport.conftest import Gate, Serve, echo, echo_each, failed
 from unit.transport.raw_peer import (
     CALM,
     DATA,
@@ -38,10 +40,15 @@ from waiting import until
 
 from headrace.server.services.health import LIVENESS, Health
 from headrace.server.transport.headers import HeaderReader
-from headrace.server.transport.messages import Messages
+from headrace.server.transport.messages import Compressed, Messages
 
 pytestmark = pytest.mark.timeout(60)
 ECHO = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+
+
+async def answers(call: Any) -> list[bytes]:
+    """Return the one answer of a call, or all of several."""
+    return [await call] if isinstance(call, grpc.aio.UnaryUnaryCall) else [answer async for answer in call]
 
 
 def test_claimed_size_takes_no_memory() -> None:
@@ -70,6 +77,46 @@ async def test_compressed_message_that_is_cut_off_is_refused(own: Serve) -> None
         peer.request(1, message(cut, 1), fields=[("grpc-encoding", "gzip")], path="/t.T/Echo")
         answer = await peer.answer(1)
     assert answer.status == str(grpc.StatusCode.INTERNAL.value[0])
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
+async def test_large_compressed_message_does_not_hold_up_others(
+    own: Serve, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    held, inflate = threading.Event(), Compressed.inflate
+
+    def slow(self: Compressed, most: int = 0) -> bytes:
+        if not most:
+            assert held.wait(SECONDS)
+        return inflate(self, most)
+
+    monkeypatch.setattr(Compressed, "inflate", slow)
+    running = await own({**ECHO, "EchoEach": grpc.stream_stream_rpc_method_handler(echo_each)})
+    large = bytes(100_000)
+    if kind == "unary_unary":
+        call = running.unary_unary("Echo")(large, compression=grpc.Compression.Gzip)
+    else:
+        call = running.stream_stream("EchoEach")(iter([large]), compression=grpc.Compression.Gzip)
+    waiting = asyncio.ensure_future(answers(call))
+    for _ in range(3):
+        assert await running.unary_unary("Echo")(b"small", compression=grpc.Compression.Gzip) == b"small"
+    assert not waiting.done()
+    held.set()
+    assert await waiting == [large]
+
+
+async def test_large_message_that_cannot_be_inflated_is_refused(own: Serve) -> None:
+    running = await own({**ECHO, "EchoEach": grpc.stream_stream_rpc_method_handler(echo_each)})
+    broken = bytearray(gzip.compress(random.Random(0).randbytes(100_000)))
+    broken[50_000:50_100] = bytes(100)
+    async with raw_peer(running.address) as peer:
+        peer.greet()
+        for stream, path in ((1, "/t.T/Echo"), (3, "/t.T/EchoEach")):
+            peer.request(stream, message(bytes(broken), 1), fields=[("grpc-encoding", "gzip")], path=path)
+        refusals = [await peer.answer(1), await peer.answer(3)]
+    for answer in refusals:
+        assert answer.status == str(grpc.StatusCode.INTERNAL.value[0])
+        assert "not gzip" in answer.headers[0]["grpc-message"]
 
 
 @pytest.mark.parametrize(
