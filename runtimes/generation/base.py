@@ -25,8 +25,8 @@ class GenerationSpec:
         max_sequences: sequences that run at once, at least 1; a decoder has as many slots.
         kv_tokens: tokens that all running sequences and the cached prefixes may hold together.
         block_tokens: tokens in a KV block.
-        step_tokens: tokens of prompts computed in a step while sequences decode; long prompts are cut into
-            chunks. As much again for every further request that waits, up to ``prefill_tokens``.
+        step_tokens: most tokens of prompts computed in a step while sequences decode; longer prompts are cut
+            into chunks. In a burst as many for every request that waits, up to ``prefill_tokens``.
         prefill_tokens: the same while none decodes.
         prefix_cache: whether prefixes are kept for later requests.
         draft_tokens: tokens guessed by prompt lookup in each step; 0 guesses none.

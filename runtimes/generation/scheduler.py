@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import chain
 from operator import attrgetter
 from typing import Final
 
@@ -28,9 +29,19 @@ than the chance that a guess is right."""
 SCORED_TOKENS: Final = 128
 """Longest chunk of a prompt whose logprobs are wanted: its logits are one row of the vocabulary for each."""
 
-STRETCH: Final = 4
+STRETCH: Final = 2
 """A chunk may be this part longer than the budget when that ends its prompt: the rest would cost another pass
 over the weights."""
+
+BURST: Final = 2
+"""While at least one request waits for so many sequences that decode, these come second."""
+
+LEAST: Final = 96
+"""Tokens of prompts that a step computes at least beside decodes: each pass over the weights costs as much as
+some 20 tokens, so shorter chunks have fewer pauses and less throughput."""
+
+PACE: Final = 6
+"""The same for each sequence that decodes."""
 
 _order = attrgetter("order")
 
@@ -117,7 +128,7 @@ class Scheduler:
         plan = Plan()
         prefills = self._plan_decodes(plan)
         decoding = len(plan.sequences)
-        budget = self._prefill_budget(decoding)
+        budget = self._prefill_budget(decoding, prefills)
         # a chunk costs a pass over the model's weights, however short: one below a block is not begun
         for sequence in prefills:
             left = len(sequence.tokens) - sequence.computed
@@ -136,17 +147,29 @@ class Scheduler:
             self._plan_drafts(plan, self._spec.step_tokens - decoding)
         return plan
 
-    def _prefill_budget(self, decoding: int) -> int:
+    def _prefill_budget(self, decoding: int, prefills: list[Sequence]) -> int:
         """Return how many tokens of prompts a step computes beside ``decoding`` sequences.
 
-        Decodes cost a pass of their own, so they take nothing from it. Every request that waits brings a
-        chunk: where many do, the batch is full sooner, and a full batch makes more of a step.
+        Decodes cost a pass of their own, so they take nothing from it. In a burst every request that waits
+        brings a chunk: the batch is full sooner, and a full batch makes more of a step. Otherwise those who
+        decode shall not wait much longer for their next token than without prompts.
         """
         spec = self._spec
+        waiting = len(self.waiting)
         if not decoding:
             return spec.prefill_tokens
-        burst = min(spec.prefill_tokens, spec.step_tokens * len(self.waiting))
-        return max(spec.step_tokens, burst, self._size)
+        if waiting * BURST >= decoding or (waiting and self._left(prefills) >= spec.prefill_tokens):
+            return max(min(spec.prefill_tokens, spec.step_tokens * waiting), self._size)
+        return max(min(spec.step_tokens, max(LEAST, PACE * decoding)), self._size)
+
+    def _left(self, prefills: list[Sequence]) -> int:
+        """Count the tokens that prompts still have to compute, up to about ``prefill_tokens``."""
+        left, enough = 0, self._spec.prefill_tokens
+        for sequence in chain(prefills, self.waiting):
+            left += len(sequence.tokens) - sequence.computed
+            if left >= enough:
+                break
+        return left
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Note that the KV cache holds ``computed`` tokens of a sequence; full blocks can be found now."""

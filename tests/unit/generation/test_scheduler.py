@@ -91,14 +91,62 @@ def test_each_request_that_waits_brings_a_chunk() -> None:
     assert [size for _, size in desk.sizes()] == [1, 1, 1, 1, 8, 8, 8]
 
 
+def prompt_chunks(desk: Desk, steps: int) -> list[list[int]]:
+    """Sizes of the chunks of prompts in each of the next ``steps``."""
+    return [[size for _, size in desk.sizes() if size > 1] for _ in range(steps)]
+
+
+def paced(decoding: int) -> Desk:
+    """A desk where so many sequences decode."""
+    desk = Desk(make_spec(max_sequences=48, step_tokens=128, prefill_tokens=1024, kv_tokens=1 << 14))
+    for _ in range(decoding):
+        desk.add(2)
+    desk.step()
+    return desk
+
+
+@pytest.mark.parametrize(
+    ("decoding", "chunks"),
+    [
+        (6, [96, 104]),
+        (20, [120, 80]),
+        (40, [128, 72]),
+    ],
+    ids=["few: what is worth a pass", "as many for each that decodes", "never more than step_tokens"],
+)
+def test_prompts_are_computed_at_a_pace_that_decodes_keep_up_with(decoding: int, chunks: list[int]) -> None:
+    desk = paced(decoding)
+    desk.add(200)
+    assert prompt_chunks(desk, len(chunks) + 1) == [*([size] for size in chunks), []]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "waiting", "length"),
+    [(16, 8, 40), (30, 8, 128)],
+    ids=["one for two that decode", "as much as a step without decodes computes"],
+)
+def test_many_that_wait_bring_a_chunk_each(decoding: int, waiting: int, length: int) -> None:
+    desk = paced(decoding)
+    for _ in range(waiting):
+        desk.add(length)
+    assert prompt_chunks(desk, 2) == [[length] * waiting, []]
+
+
+def test_what_is_left_of_prompts_is_counted_no_further_than_it_matters() -> None:
+    desk = paced(40)
+    for _ in range(12):
+        desk.add(900)
+    assert desk.scheduler._left([]) == 1800
+
+
 def test_only_the_last_token_of_a_prompt_gets_logits() -> None:
     desk = Desk(make_spec(prefill_tokens=4))
-    desk.add(10)
+    desk.add(11)
     assert [(c.start, c.logits, c.fresh) for _ in range(4) for c in desk.step().chunks] == [
         (0, 0, True),
         (4, 0, False),
         (8, 1, False),
-        (10, 1, False),
+        (11, 1, False),
     ]
 
 
