@@ -30,12 +30,13 @@ REST_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SoakJob:
-    """Where to ask, what for, and until when (monotonic seconds)."""
+    """Where to ask, what for, when only one caller asks, and until when (monotonic seconds)."""
 
     grpc: str
     http: str
     plan: Plan
     seed: int
+    quiet: tuple[float, float]
     end: float
 
 
@@ -85,8 +86,8 @@ class _Soak:
     async def run(self) -> None:
         """Ask until the end; every request that was begun is waited for."""
         telling = asyncio.create_task(self._tell())
-        steady = [asyncio.create_task(self._call(self._job.end)) for _ in range(self._job.plan.callers)]
-        await asyncio.gather(*steady, self._bursts())
+        others = [asyncio.create_task(self._call(self._job.end)) for _ in range(self._job.plan.callers - 1)]
+        await asyncio.gather(self._call(self._job.end, always=True), *others, self._bursts())
         telling.cancel()
         self._connection.send((self._tally, True))
 
@@ -102,10 +103,17 @@ class _Soak:
             until = time.monotonic() + plan.burst_seconds
             await asyncio.gather(*(self._call(until) for _ in range(plan.burst)))
 
-    async def _call(self, until: float) -> None:
-        """Be one caller: its connections live until it leaves, is let down, or has nothing more to ask."""
+    async def _call(self, until: float, *, always: bool = False) -> None:
+        """Be one caller: its connections live until it leaves, is let down, or has nothing more to ask.
+
+        It asks nothing while it is quiet, unless ``always``.
+        """
+        pause, on = self._job.quiet
         open_: dict[str, http2_client.Connection | http_client.Connection] = {}
-        while time.monotonic() < until:
+        while (now := time.monotonic()) < until:
+            if pause <= now < on and not always:
+                await asyncio.sleep(on - now)
+                continue
             wire, body = draw(self._draw, self._job.plan.longest)
             before = self._tally.refused.total()
             if not await self._ask(open_, wire, body) and (left := open_.pop(wire.name, None)):

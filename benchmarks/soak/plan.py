@@ -27,6 +27,8 @@ class Plan:
         patience: seconds after which a request counts as unanswered.
         longest: words of the longest text; the model takes 254.
         kills: times that a worker is killed while warming up: a new worker has less memory than an old one.
+        quiet_seconds: for so long only one caller asks, between the last kill and the end of warming up: what
+            serves requests that are alone is loaded by the first one.
         warmup: share of the time after which memory is expected to stand still.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     patience: float = 60.0
     longest: int = 400
     kills: int = 5
+    quiet_seconds: float = 10.0
     warmup: float = 1 / 3
 
 

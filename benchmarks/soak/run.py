@@ -28,6 +28,9 @@ LATE_SECONDS: Final = 30.0
 """How long the last answers may take beyond the callers' patience before the soak is given up."""
 
 RECOVER_SECONDS: Final = 60.0
+_QUIET: Final = 0.75
+"""When it is quiet, as a share of warming up; workers are killed in the first half."""
+
 _MIB: Final = 2**20
 _REFERENCE: Final = "encoding-1"
 """The scenario whose requests are compared with the bare model before and after."""
@@ -54,7 +57,10 @@ def run(
         _verify(server, repository)
         result.workers = len(server.groups()["workers"])
         begin = time.monotonic()
-        job = SoakJob(server.grpc, server.http, plan, SEED, begin + minutes * 60.0)
+        quiet = begin + minutes * 60.0 * plan.warmup * _QUIET
+        job = SoakJob(
+            server.grpc, server.http, plan, SEED, (quiet, quiet + plan.quiet_seconds), begin + minutes * 60.0
+        )
         with SoakClient(job) as client:
             _watch(server, client, job, result, begin, say)
         result.verified = _recovered(server, repository)

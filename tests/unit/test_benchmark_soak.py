@@ -182,7 +182,7 @@ async def test_callers_leave_are_refused_and_notice_silence() -> None:
         longest=20,
     )  # fmt: skip
     async with Servers() as servers:
-        job = client.SoakJob(servers.grpc, servers.http, short, 1, time.monotonic() + 2.0)
+        job = client.SoakJob(servers.grpc, servers.http, short, 1, (0.0, 0.0), time.monotonic() + 2.0)
         await client._Soak(job, theirs).run()
     counts, done = None, False
     while ours.poll():
@@ -196,5 +196,27 @@ async def test_callers_leave_are_refused_and_notice_silence() -> None:
     assert counts.unanswered > 0
     assert counts.failed.total() == 0
     assert all("TimeoutError" in error for error in counts.errors)
+    ours.close()
+    theirs.close()
+
+
+async def test_only_one_asks_while_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    calm = plan.Plan(callers=3, leave=0.0, patience=0.2, longest=20)
+    async with Servers() as servers:
+        begin = time.monotonic()
+        job = client.SoakJob(servers.grpc, servers.http, calm, 1, (begin, begin + 0.6), begin + 1.2)
+        soak = client._Soak(job, theirs)
+        asked: list[tuple[float, int]] = []
+        ask = soak._ask
+
+        async def note(open_: Any, wire: Any, body: bytes) -> bool:
+            asked.append((time.monotonic() - begin, id(open_)))
+            return bool(await ask(open_, wire, body))
+
+        monkeypatch.setattr(soak, "_ask", note)
+        await soak.run()
+    assert len({caller for moment, caller in asked if moment < 0.6}) == 1
+    assert len({caller for moment, caller in asked if moment >= 0.6}) == 3, asked
     ours.close()
     theirs.close()
