@@ -81,6 +81,7 @@ class InstanceSpec:
         text: set when the model is addressed by token ids instead of its own tensors.
         generation: set when the model is a decoder that the generation engine runs.
         graph_cache: folder that keeps fused graphs of text encoders; empty to run graphs as they are.
+        weight_cache: folder that keeps weights which sessions share; empty for weights of their own.
     """
 
     model: str
@@ -93,6 +94,7 @@ class InstanceSpec:
     text: TextSpec | None = None
     generation: GenerationSpec | None = None
     graph_cache: str = ""
+    weight_cache: str = ""
 
 
 class Run:

@@ -75,11 +75,9 @@ class App:
         self.repository = Repository(
             settings.model_repository,
             _factory(settings),
+            _machine(settings),
             control_mode=settings.model_control_mode,
             load_models=settings.load_models,
-            cores=settings.cores,
-            gpus=settings.gpus,
-            graph_cache=settings.fused_graphs,
             on_change=self._note_change,
         )
         self._socket = self._runtime_dir / "grpc.sock"
@@ -301,12 +299,17 @@ def _nothing() -> Iterator[Metric]:
     return iter(())
 
 
+def _machine(settings: Settings) -> Machine:
+    """Return what models are planned for."""
+    return Machine(settings.cores, settings.gpus, settings.fused_graphs, settings.shared_weights)
+
+
 def _factory(settings: Settings) -> ModelFactory:
     """Return what starts models: with the layouts that were measured for them, if the settings say so."""
     models = RunningModels(settings.max_queue_size, RestartPolicy(attempts=settings.worker_restart_attempts))
     if settings.tuning == "off":
         return models
-    machine = Machine(settings.cores, settings.gpus, settings.fused_graphs)
+    machine = _machine(settings)
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     return TunedModels(
         models,

@@ -120,7 +120,7 @@ def tune(
 
     settings = _settings(configuration)
     logs.configure("error", "auto")
-    machine = Machine(settings.cores, settings.gpus, settings.fused_graphs)
+    machine = Machine(settings.cores, settings.gpus, settings.fused_graphs, settings.shared_weights)
     order = Order(models, repository or settings.model_repository, seconds, write, settings.tuning_tolerance)
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)

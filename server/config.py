@@ -150,9 +150,14 @@ class Settings(BaseSettings):
         description="Run ONNX text encoders on the CPU with fused attention where their graphs allow it; a "
         "model's parameter of the same name can switch it off for that model.",
     )
+    share_weights: bool = Field(
+        default=True,
+        description="Keep the weights of ONNX models on the CPU in memory once for all instances; a model's "
+        "parameter of the same name can switch it off for that model.",
+    )
     graph_cache: Path = Field(
         default=Path(".cache/graphs"),
-        description="Folder that keeps the fused and packed graphs of text encoders.",
+        description="Folder that keeps the fused and packed graphs of text encoders, and shared weights.",
     )
     tgi_max_best_of: int = Field(
         default=2, ge=1, description="Most samples that one TGI request may choose the best of."
@@ -178,6 +183,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`console` on a terminal, `json` elsewhere, unless set."
     )
+
+    @property
+    def shared_weights(self) -> str:
+        """The folder of shared weights as workers get it; empty when they are not shared."""
+        return str(self.graph_cache.absolute() / "shared") if self.share_weights else ""
 
     @property
     def fused_graphs(self) -> str:

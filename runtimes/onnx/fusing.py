@@ -7,15 +7,12 @@ prints one line: what was fused (status 0), or why nothing was (status 1).
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.encoder_facts import EncoderFacts, read_facts
 from headrace.runtimes.onnx.fusion_cache import packed_form
 from headrace.runtimes.onnx.fusion_check import DifferentGraphsError, compare
@@ -24,8 +21,6 @@ LARGEST: Final = 600_000_000
 """Bytes of a graph with its weights: the optimiser copies a graph often and needs some seven times as much
 memory."""
 
-_PR_SET_PDEATHSIG: Final = 1
-_OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 _FUSED: Final = frozenset({"Attention", "MultiHeadAttention"})
 
 
@@ -151,19 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pad", type=int, default=0, help="id that fills rows")
     parser.add_argument("--parent", type=int, required=True, help="process id of the worker")
     arguments = parser.parse_args(argv)
-    # Nobody wants the graph of a worker that was killed, maybe before this line.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != arguments.parent:
-        return 1
-    with contextlib.suppress(OSError):  # where memory runs out, this process can be done without
-        _OOM_SCORE.write_text("1000")
-    try:
-        done = fuse(arguments.model, arguments.target, read_facts(arguments.config), arguments.pad)
-    except NotFusedError as error:
-        sys.stdout.write(" ".join(str(error).split()))
-        return 1
-    sys.stdout.write(done)
-    return 0
+    return child.serve(
+        arguments.parent,
+        lambda: fuse(arguments.model, arguments.target, read_facts(arguments.config), arguments.pad),
+        NotFusedError,
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ its own, compared with the plain one, and kept. Whatever goes wrong, the plain g
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,16 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from headrace.runtimes.base import InstanceSpec
+from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.encoder_facts import find_config
 from headrace.runtimes.onnx.fusing import LARGEST
 from headrace.runtimes.onnx.fusion_cache import Entry
-from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_OFF, Provider
+from headrace.runtimes.onnx.options import CPU, Provider, optimises
 
 SMALLEST: Final = 4 << 20
 """Bytes of a graph with its weights: a run of a smaller one takes less than what surrounds it."""
-
-SECONDS: Final = 120.0
-"""How long the child process may take."""
 
 _CHILD: Final = "headrace.runtimes.onnx.fusing"
 _NEEDED: Final = ("onnx", "sympy")
@@ -38,7 +34,7 @@ def wants_fusion(instance: InstanceSpec, chosen: Sequence[Provider]) -> bool:
         instance.graph_cache
         and instance.text is not None
         and list(chosen) == [CPU]
-        and instance.options.get(GRAPH_LEVEL, "").strip() != LEVEL_OFF
+        and optimises(instance.options)
     )
 
 
@@ -82,20 +78,10 @@ def _make(entry: Entry, model: Path, config: Path | None, pad_id: int) -> None:
         OSError: the folder cannot be written to.
     """
     target = entry.temporary()
-    command = [sys.executable, "-m", _CHILD, str(model), str(target)]
-    command += ["--pad", str(pad_id), "--parent", str(os.getpid())]
+    arguments: list[str | Path] = [model, target, "--pad", str(pad_id)]
     if config is not None:
-        command += ["--config", str(config)]
-    try:
-        child = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        done, text = False, f"it took longer than {SECONDS:.0f} s"
-    else:
-        done = child.returncode == 0
-        said = child.stdout.strip() or child.stderr.strip() or f"the process ended with {child.returncode}"
-        text = said.splitlines()[-1]
+        arguments += ["--config", config]
+    done, text = child.run(_CHILD, arguments)
     entry.keep(text, target if done else None)
     if not done:
         _say(model, f"attention not fused: {text}")

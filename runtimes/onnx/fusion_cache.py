@@ -9,21 +9,19 @@ held by the process that makes an entry.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
 
+from headrace.runtimes.onnx.cache_files import digest, files_beside, locked, state
+
 REVISION: Final = 2
 """Of how graphs are fused: a higher one has all of them made again."""
-
-_DIGITS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +56,10 @@ class Entry:
     def __init__(self, cache: Path, model: Path, beside: Sequence[Path | int] = ()) -> None:
         self._cache = cache
         self._model = model.resolve()
-        self._source = _digest(str(self._model))
-        # The weights may lie in files of any name beside the graph.
-        files = sorted(file for file in self._model.parent.iterdir() if file.is_file())
-        found: list[object] = [REVISION, ort.__version__, *(_state(file) for file in files)]
-        found += [_state(item) if isinstance(item, Path) else item for item in beside]
-        stem = f"{self._source}-{_digest(json.dumps(found))}"
+        self._source = digest(str(self._model))
+        found: list[object] = [REVISION, ort.__version__, *map(state, files_beside(self._model))]
+        found += [state(item) if isinstance(item, Path) else item for item in beside]
+        stem = f"{self._source}-{digest(*found)}"
         self.graph = cache / f"{stem}.onnx"
         self.packed = cache / f"{stem}.packed.onnx"
         self._record = cache / f"{stem}.json"
@@ -79,17 +75,13 @@ class Entry:
             return None
         return found
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Wait until no other process makes an entry for this file; makes the folder.
 
         Raises:
             OSError: the folder cannot be written to.
         """
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with (self._cache / f"{self._source}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return locked(self._cache / f"{self._source}.lock")
 
     def temporary(self) -> Path:
         """Return the file that a graph is written to before :meth:`keep`."""
@@ -130,12 +122,3 @@ class Entry:
 def packed_form(graph: Path) -> Path:
     """Return where the packed form of a graph that is being made is written."""
     return graph.with_name(f"{graph.name}-packed")
-
-
-def _state(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return str(file), status.st_size, status.st_mtime_ns
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -89,6 +89,11 @@ def session_options(options: Mapping[str, str]) -> ort.SessionOptions:
     return built
 
 
+def optimises(options: Mapping[str, str]) -> bool:
+    """Whether ONNX Runtime may rewrite the graph."""
+    return options.get(GRAPH_LEVEL, "").strip() != LEVEL_OFF
+
+
 def providers(instance: InstanceSpec) -> list[Provider]:
     """Return the execution providers of an instance, best first.
 

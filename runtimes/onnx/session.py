@@ -26,6 +26,8 @@ from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
 from headrace.runtimes.onnx.fusion_cache import Entry
 from headrace.runtimes.onnx.options import (
+    GRAPH_LEVEL,
+    LEVEL_OFF,
     LONE_SPINNING,
     THREADS,
     Provider,
@@ -33,6 +35,7 @@ from headrace.runtimes.onnx.options import (
     providers,
     session_options,
 )
+from headrace.runtimes.onnx.sharing import SharedGraph, shared_graph, wants_sharing
 from headrace.runtimes.onnx.types import tensor_spec
 from headrace.runtimes.onnx.values import as_text, row_major, run_with_bfloat16
 
@@ -45,7 +48,8 @@ def load(instance: InstanceSpec) -> OnnxModel:
 
     ``instance.path`` is the model file or the folder with it (``files.find_model``); the options are those of
     ``options.session_options`` and ``options.providers``. A text encoder runs with fused attention where
-    that was possible (``fusion``), and packed if it can be (``packing``).
+    that was possible (``fusion``), and packed if it can be (``packing``); weights are shared where they can
+    be (``sharing``).
 
     Raises:
         ModelError: there is no model, it cannot be loaded, or it has inputs or outputs that cannot be served.
@@ -61,14 +65,15 @@ def load(instance: InstanceSpec) -> OnnxModel:
         threads: str, defaults: Mapping[str, str], graph: Path | None
     ) -> tuple[ort.InferenceSession, bool]:
         """Load ``graph``, or else the plain one, and say whether it is ``graph``."""
-        options = session_options({**defaults, **instance.options, THREADS: threads})
-        kept = None if graph is None or entry is None else _from_cache(file, graph, entry, options, chosen)
+        options = {**defaults, **instance.options, THREADS: threads}
+        made = _from_caches(instance, file, graph, entry, options, chosen)
+        kept = made is not None and graph is not None
         try:
-            made = kept or ort.InferenceSession(str(file), options, providers=chosen)
+            made = made or ort.InferenceSession(str(file), session_options(options), providers=chosen)
         except Exception as error:
             raise load_error(error, file) from error
         check_providers(chosen, made.get_providers())
-        return made, kept is not None
+        return made, kept
 
     fused = None if entry is None else entry.graph
     packed = entry.packed if entry is not None and entry.packed.is_file() else None
@@ -80,25 +85,43 @@ def load(instance: InstanceSpec) -> OnnxModel:
     return OnnxModel(first, load_lone, instance.options, padding)
 
 
-def _from_cache(
-    file: Path, graph: Path, entry: Entry, options: ort.SessionOptions, chosen: Sequence[Provider]
+def _from_caches(
+    instance: InstanceSpec,
+    file: Path,
+    graph: Path | None,
+    entry: Entry | None,
+    options: Mapping[str, str],
+    chosen: Sequence[Provider],
 ) -> ort.InferenceSession | None:
-    """Load a form of ``file`` that was kept; None, and the entry is dropped, when that fails."""
+    """Load the best form of ``graph``, or of ``file`` without one, that is kept; None if there is none."""
+    source = graph or file
+    if wants_sharing(instance, chosen):
+        shared = shared_graph(Path(instance.weight_cache), file, source, instance.options)
+        if shared is not None:
+            as_it_is = {**options, GRAPH_LEVEL: LEVEL_OFF}
+            if (made := _from_cache(shared.file, shared, as_it_is, chosen)) is not None:
+                return made
+    return None if graph is None or entry is None else _from_cache(graph, entry, options, chosen)
+
+
+def _from_cache(
+    graph: Path, entry: Entry | SharedGraph, options: Mapping[str, str], chosen: Sequence[Provider]
+) -> ort.InferenceSession | None:
+    """Load a graph that was kept; None, and its entry is dropped, when that fails."""
     try:
-        return ort.InferenceSession(str(graph), options, providers=chosen)
+        return ort.InferenceSession(str(graph), session_options(options), providers=chosen)
     except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
         entry.discard()
-        sys.stderr.write(f"{file}: the fused graph cannot be loaded, the plain one serves: {error}\n")
+        sys.stderr.write(f"{graph}: a kept graph cannot be loaded, a plainer one serves: {error}\n")
         return None
 
 
 class OnnxModel:
     """A :class:`~headrace.runtimes.base.TensorModel` on ONNX Runtime.
 
-    A batch that runs alone (``Run.lone``) uses a second session with ``lone_threads`` threads. ONNX Runtime
-    repacks the weights for each session and its Python API cannot share the packed form, so the second
-    session costs the model's memory again. It is therefore only loaded when the first lone batch comes, on
-    a thread of its own; until it is there, lone batches use the first session.
+    A batch that runs alone (``Run.lone``) uses a second session with ``lone_threads`` threads. Where weights
+    are not shared (``sharing``) it costs the model's memory again. So it is only loaded when the first lone
+    batch comes, on a thread of its own; until it is there, lone batches use the first session.
     """
 
     def __init__(

@@ -36,6 +36,7 @@ from headrace.server.fronts.messages import (
 from headrace.server.fronts.remote import Requests
 from headrace.server.interceptors import Interceptors
 from headrace.server.repository.factory import RunningModels
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.registry import Repository
 from headrace.server.services.health import Health
 from headrace.server.services.registry import Dependencies, handlers
@@ -78,7 +79,7 @@ class Front:
         self._repository = Repository(
             settings.model_repository,
             RunningModels(settings.max_queue_size, RestartPolicy()),
-            cores=settings.cores,
+            Machine(settings.cores),
             control_mode="none",
             created=begin.created,
         )

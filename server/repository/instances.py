@@ -10,7 +10,7 @@ from headrace.server.errors import LoadFailedError
 from headrace.server.repository.parameters import ModelParameters
 
 MOST_DEFAULT_INSTANCES: Final = 4
-"""Instances on the CPU where the configuration says nothing: each holds the model in memory of its own."""
+"""Instances on the CPU where the configuration says nothing: some runtimes hold the model once for each."""
 
 CPU: Final = "cpu"
 
@@ -23,11 +23,13 @@ class Machine:
         cores: processor cores, at least 1.
         gpus: CUDA devices.
         graph_cache: folder that workers may keep fused graphs in; empty for none.
+        weight_cache: folder that workers may keep shared weights in; empty for none.
     """
 
     cores: int
     gpus: int = 0
     graph_cache: str = ""
+    weight_cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)

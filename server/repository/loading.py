@@ -138,8 +138,10 @@ class Loading:
         try:
             folder = open_model(name, [scratch] if scratch is not None else self._roots)
             mark = fingerprint(folder, override)
-            # A graph kept for files of a temporary folder would never be found again.
-            machine = self._machine if scratch is None else dataclasses.replace(self._machine, graph_cache="")
+            machine = self._machine
+            if scratch is not None:
+                # What is kept for files of a temporary folder would never be found again.
+                machine = dataclasses.replace(machine, graph_cache="", weight_cache="")
             definitions = prepare(folder, machine, override.config if override is not None else None)
         except ModelNotFoundError:
             remove_folder(scratch)

@@ -42,6 +42,7 @@ class ModelParameters:
     max_batch_tokens: int | None = None
     max_batch_rows: int | None = None
     fuse_attention: bool | None = None
+    share_weights: bool | None = None
     labels: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     normalize: bool | None = None
@@ -146,6 +147,7 @@ PARSERS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType(
         "max_batch_tokens": _at_least(1),
         "max_batch_rows": _at_least(1),
         "fuse_attention": _boolean,
+        "share_weights": _boolean,
         "labels": parse_label_list,
         "feature_names": parse_label_list,
         "normalize": _boolean,

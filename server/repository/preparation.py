@@ -99,6 +99,7 @@ def prepare(
                         text=text.spec if text is not None else None,
                         generation=generation.spec if generation is not None else None,
                         graph_cache="" if parameters.fuse_attention is False else machine.graph_cache,
+                        weight_cache="" if parameters.share_weights is False else machine.weight_cache,
                     )
                     for instance in instances
                 ),

@@ -38,11 +38,9 @@ class Repository:
     Args:
         roots: the repositories; a model that is in two of them is unavailable.
         factory: starts and stops models.
-        cores: processor cores to plan instances and threads for.
-        gpus: CUDA devices to plan instances for.
+        machine: what models are planned for.
         control_mode: ``none`` refuses :meth:`load` and :meth:`unload`.
         load_models: what :meth:`start` loads, in order; ``*`` stands for all models.
-        graph_cache: folder that keeps fused graphs of text encoders; empty to run graphs as they are.
         on_change: called after every change of a model's state.
         created: when the models were there, Unix seconds; None for now.
     """
@@ -51,12 +49,10 @@ class Repository:
         self,
         roots: Sequence[Path],
         factory: ModelFactory,
+        machine: Machine,
         *,
-        cores: int,
-        gpus: int = 0,
         control_mode: ControlMode = "explicit",
         load_models: Sequence[str] = (ALL,),
-        graph_cache: str = "",
         on_change: Callable[[], None] = _ignore,
         created: int | None = None,
     ) -> None:
@@ -64,7 +60,7 @@ class Repository:
         self._roots = list(roots)
         self._explicit = control_mode == "explicit"
         self._load_models = list(load_models)
-        self._loading = Loading(self._roots, factory, Machine(cores, gpus, graph_cache), on_change)
+        self._loading = Loading(self._roots, factory, machine, on_change)
         self._entries: dict[str, Entry] = {}
         self._started = False
         self._stopped = False

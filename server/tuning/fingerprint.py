@@ -50,12 +50,13 @@ def memory_bytes() -> int:
 
 
 def digest(definition: ModelDefinition, facts: dict[str, str]) -> str:
-    """Return a text that changes with the model's files, its configuration, fusion or the machine; blocking.
+    """Return a text that changes with the model's files, its configuration, forms or machine; blocking.
 
     It reads the files: their times say nothing about copies of a model, and a wrong match would be silent.
     """
     fused = any(spec.graph_cache for spec in definition.specs)
-    parts = [facts, print_config(definition.written), fused]
+    shared = any(spec.weight_cache for spec in definition.specs)
+    parts = [facts, print_config(definition.written), fused, shared]
     found = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for path in sorted(definition.folder.rglob("*")):
         if not path.is_file() or path.name == CONFIG_FILE:

@@ -187,7 +187,7 @@ def test_a_damaged_graph_is_not_served_and_made_again(
         else:
             assert loaded._load_lone is not None
             assert Path(loaded._load_lone()._model_path) == bert.graph
-        assert "the plain one serves" in capfd.readouterr().err
+        assert "a plainer one serves" in capfd.readouterr().err
         assert served_file(load(instance(bert, cache))) == entry.packed
         # Half a file is noticed before it is loaded.
         os.truncate(damaged, size // 2)

@@ -65,7 +65,7 @@ class Served:
 async def serve(
     root: Path, *, restarts: RestartPolicy = FAST, groups: int = 1, **parameters: int
 ) -> AsyncIterator[Served]:
-    repository = Repository([root], RunningModels(1024, restarts), cores=2, load_models=[])
+    repository = Repository([root], RunningModels(1024, restarts), Machine(2), load_models=[])
     await repository.start()
     values = {"task": "generate", "max_tokens": "4096", **{key: str(n) for key, n in parameters.items()}}
     config = {

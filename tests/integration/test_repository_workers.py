@@ -40,9 +40,11 @@ def write_addsub(root: Path, config: str = "", name: str = "addsub") -> Path:
 
 
 @asynccontextmanager
-async def serve(*roots: Path, **settings: Any) -> AsyncIterator[tuple[Repository, RunningModels]]:
+async def serve(
+    *roots: Path, cores: int = 2, **settings: Any
+) -> AsyncIterator[tuple[Repository, RunningModels]]:
     factory = RunningModels(1024, NO_RESTARTS)
-    repository = Repository(roots, factory, **{"cores": 2, **settings})
+    repository = Repository(roots, factory, Machine(cores), **settings)
     await repository.start()
     try:
         yield repository, factory

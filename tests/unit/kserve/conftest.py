@@ -31,6 +31,7 @@ from headrace.runtimes.wire import Executed, Tensor
 from headrace.server.errors import ExecutionFailedError, HeadraceError
 from headrace.server.interceptors import Interceptors
 from headrace.server.repository.definition import ModelFactory
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.lifecycle import Entry, Generation, VersionStatus
 from headrace.server.repository.model import Model, ModelTensor, Task
 from headrace.server.repository.registry import Repository
@@ -138,7 +139,7 @@ class Models:
     def __init__(self, root: Path) -> None:
         self.instances: dict[str, Numpy] = {}
         # Nothing is loaded from files here, so there is nothing to build models with.
-        self.repository = Repository([root], cast("ModelFactory", None), cores=1)
+        self.repository = Repository([root], cast("ModelFactory", None), Machine(1))
 
     def build(
         self,

@@ -21,6 +21,7 @@ from headrace.runtimes.text import TextEncoder
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError, ModelNotReadyError
 from headrace.server.repository.definition import ModelDefinition
+from headrace.server.repository.instances import Machine
 from headrace.server.repository.model import Model
 from headrace.server.repository.registry import Repository
 from headrace.server.scheduling.batcher import Batcher
@@ -198,8 +199,10 @@ async def open_repository(factory: InProcessModels) -> Any:
     """Make and start repositories; they are stopped after the test, and all that was built must be ended."""
     opened: list[Repository] = []
 
-    async def make(*roots: Path, start: bool = True, **settings: Any) -> Repository:
-        repository = Repository(list(roots), factory, **{"cores": 2, **settings})
+    async def make(
+        *roots: Path, start: bool = True, machine: Machine | None = None, **settings: Any
+    ) -> Repository:
+        repository = Repository(list(roots), factory, machine or Machine(2), **settings)
         opened.append(repository)
         if start:
             await repository.start()

@@ -13,6 +13,7 @@ from headrace.server.errors import (
     InvalidArgumentError,
     LoadFailedError,
 )
+from headrace.server.repository.instances import Machine
 
 
 def names_in(folder: Path) -> list[str]:
@@ -62,7 +63,7 @@ async def test_graphs_are_not_kept_for_files_of_a_request(
     models_of: Any, factory: Any, open_repository: Any
 ) -> None:
     content = models_of.add("m").read_bytes()
-    repository = await open_repository(models_of.root, graph_cache="graphs")
+    repository = await open_repository(models_of.root, machine=Machine(2, graph_cache="graphs"))
     await repository.load("m")
     assert factory.definitions[-1].specs[0].graph_cache == "graphs"
     await repository.load("m", config='{"parameters": {"fuse_attention": {"string_value": "0"}}}')

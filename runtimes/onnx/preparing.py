@@ -1,0 +1,139 @@
+"""The child process that prepares one graph: ``python -m headrace.runtimes.onnx.preparing``.
+
+It prints one line: what was done (status 0), or why nothing was (status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from headrace.runtimes.datatypes import BYTES, NUMPY_TYPES
+from headrace.runtimes.onnx import child
+from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_OFF, THREADS, session_options
+from headrace.runtimes.onnx.types import tensor_spec
+
+GRAPH: Final = "graph.onnx"
+WEIGHTS: Final = "weights.bin"
+"""Files of a prepared graph."""
+
+_SIZES: Final = (2, 1, 8)
+"""Tried for the dimensions that a graph leaves open."""
+
+_TOLERANCE: Final = 1e-6
+_SEED: Final = 21
+Feed = dict[str, NDArray[Any]]
+
+
+class NotPreparedError(Exception):
+    """There is nothing to share, or it cannot be done; the text says why."""
+
+
+def prepare(graph: Path, folder: Path, options: Mapping[str, str]) -> str:
+    """Write what ONNX Runtime makes of ``graph`` to ``folder``, once it is known to compute the same.
+
+    Args:
+        graph: the graph.
+        folder: where :data:`GRAPH` and :data:`WEIGHTS` are written; they may be there after an error too.
+        options: of the sessions that will load it.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        NotPreparedError: ONNX Runtime cannot, or what it wrote computes something else.
+    """
+    saving = {
+        "session.optimized_model_external_initializers_file_name": WEIGHTS,
+        "session.save_external_prepacked_constant_initializers": "1",
+    }
+    target = folder / GRAPH
+    try:
+        plain = _session(graph, {**options, **saving}, target)
+        prepared = _session(target, {**options, GRAPH_LEVEL: LEVEL_OFF})
+        _compare(plain, prepared)
+        size = (folder / WEIGHTS).stat().st_size
+    except NotPreparedError:
+        raise
+    except Exception as error:
+        raise NotPreparedError(f"{type(error).__name__}: {error}") from error
+    return f"{size} bytes of weights"
+
+
+def _session(graph: Path, options: Mapping[str, str], target: Path | None = None) -> ort.InferenceSession:
+    """Load ``graph``, and write what was made of it to ``target``."""
+    chosen = session_options({**options, THREADS: "1"})
+    if target is not None:
+        chosen.optimized_model_filepath = str(target)
+    return ort.InferenceSession(str(graph), chosen, providers=[CPU])
+
+
+def _compare(plain: ort.InferenceSession, prepared: ort.InferenceSession) -> None:
+    """Run both on the first inputs that ``plain`` takes.
+
+    Raises:
+        NotPreparedError: it takes none that could be thought of, or the outputs differ.
+    """
+    for feed in _feeds(plain.get_inputs()):
+        try:
+            expected = plain.run(None, feed)
+        except Exception:  # noqa: BLE001, S112 - not every size suits every graph
+            continue
+        try:
+            found = prepared.run(None, feed)
+        except Exception as error:
+            raise NotPreparedError(f"what was written cannot be run: {error}") from error
+        if not all(map(_same, expected, found)):
+            raise NotPreparedError("what was written computes something else")
+        return
+    raise NotPreparedError("no inputs were found on which it could be tried")
+
+
+def _feeds(inputs: Sequence[Any]) -> Iterator[Feed]:
+    """Yield inputs to try: zeros and ones in any order, all ones, all zeros; fractions where they may be."""
+    random = np.random.default_rng(_SEED)
+    for size in _SIZES:
+        for low, high in ((0, 2), (1, 2), (0, 1)):
+            feed: Feed = {}
+            for node in inputs:
+                spec = tensor_spec(node)
+                shape = [size if dim < 0 else dim for dim in spec.shape]
+                dtype = NUMPY_TYPES[spec.datatype]
+                values = random.random(shape) if dtype.kind == "f" else random.integers(low, high, shape)
+                feed[node.name] = values.astype(str if spec.datatype == BYTES else dtype)
+            yield feed
+
+
+def _same(expected: NDArray[Any], found: NDArray[Any]) -> bool:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    if expected.dtype.kind != "f":
+        return np.array_equal(expected, found)
+    return np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the graph that the arguments name; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="headrace-preparing", description="Prepare a graph for sharing.")
+    parser.add_argument("graph", type=Path, help="the graph")
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--options", type=json.loads, default={}, help="of its sessions, as JSON")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the worker")
+    arguments = parser.parse_args(argv)
+    return child.serve(
+        arguments.parent,
+        lambda: prepare(arguments.graph, arguments.folder, arguments.options),
+        NotPreparedError,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
