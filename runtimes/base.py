@@ -82,6 +82,7 @@ class InstanceSpec:
         generation: set when the model is a decoder that the generation engine runs.
         graph_cache: folder that keeps fused graphs of text encoders; empty to run graphs as they are.
         weight_cache: folder that keeps weights which sessions share; empty for weights of their own.
+        number: of the instance, from 0; whoever starts several says so, and how many ``instances`` there are.
     """
 
     model: str
@@ -95,6 +96,8 @@ class InstanceSpec:
     generation: GenerationSpec | None = None
     graph_cache: str = ""
     weight_cache: str = ""
+    number: int = 0
+    instances: int = 1
 
 
 class Run:

@@ -62,7 +62,10 @@ class LoadFailed(msgspec.Struct, array_like=True, frozen=True, tag="load-failed"
 
 
 class Execute(msgspec.Struct, array_like=True, frozen=True, tag="execute"):
-    """Server → worker: run a batch. ``block`` is None when the bytes lie in region ``slot``."""
+    """Server → worker: run a batch. ``block`` is None when the bytes lie in region ``slot``.
+
+    ``beside`` says that other instances of the model run too.
+    """
 
     batch: int
     slot: int
@@ -71,6 +74,7 @@ class Execute(msgspec.Struct, array_like=True, frozen=True, tag="execute"):
     outputs: tuple[str, ...]
     size: int
     block: bytes | None
+    beside: bool = False
 
 
 class Executed(msgspec.Struct, array_like=True, frozen=True, tag="executed"):

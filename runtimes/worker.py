@@ -41,6 +41,7 @@ from headrace.runtimes.base import (
 from headrace.runtimes.blocks import read_block, write_block
 from headrace.runtimes.frames import FrameReader
 from headrace.runtimes.generation.base import GenerationSpec
+from headrace.runtimes.placement import Placement
 from headrace.runtimes.regions import Region
 from headrace.runtimes.registry import decoder_loader, loader
 from headrace.runtimes.text import TextEncoder
@@ -119,15 +120,19 @@ class Slot(NamedTuple):
 class Executor:
     """Runs batches of one loaded model."""
 
-    def __init__(self, model: TensorModel, slots: Sequence[Slot], cancels: Cancels) -> None:
-        """Run ``model`` on blocks inside frames or in ``slots``."""
+    def __init__(
+        self, model: TensorModel, slots: Sequence[Slot], cancels: Cancels, placement: Placement
+    ) -> None:
+        """Run ``model`` on blocks inside frames or in ``slots``, where ``placement`` says."""
         self._model = model
+        self._placement = placement
         self._slots = slots
         self._cancels = cancels
 
     def execute(self, request: Execute) -> Executed | Failed:
         """Run one batch; every way it can fail becomes a reply."""
         run = Run(lone=request.lone)
+        self._placement.settle(beside=request.beside)
         self._cancels.begin(request.batch, run)
         try:
             return self._execute(request, run)
@@ -206,7 +211,7 @@ def serve(data: socket.socket, control: socket.socket, slots: Sequence[Slot]) ->
     if model is None:
         return 1
     cancels = Cancels()
-    executor = Executor(model, slots, cancels)
+    executor = Executor(model, slots, cancels, Placement(instance))
     threading.Thread(target=_listen, args=(control, cancels), name="control", daemon=True).start()
     loaded = Loaded(tuple(model.inputs), tuple(model.outputs), model.platform, padding_of(model))
     data.sendall(frame(loaded))

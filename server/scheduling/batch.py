@@ -26,14 +26,16 @@ class Batch:
     Attributes:
         reason: why the batch was closed: full, preferred, delay, shape or idle.
         lone: nothing else waits or runs, so the batch may use all threads.
+        beside: other instances run too.
         sent_ns: when it went to the worker, monotonic.
     """
 
-    __slots__ = ("id", "lone", "parts", "reason", "rows", "sent_ns", "tokens")
+    __slots__ = ("beside", "id", "lone", "parts", "reason", "rows", "sent_ns", "tokens")
 
-    def __init__(self, parts: Sequence[Part], reason: str, *, lone: bool) -> None:
+    def __init__(self, parts: Sequence[Part], reason: str, *, lone: bool, beside: bool = False) -> None:
         """Group ``parts``, which must have equal keys."""
         self.id = 0
+        self.beside = beside
         self.parts = parts
         self.reason = reason
         self.lone = lone

@@ -333,7 +333,8 @@ class Batcher:
     def _send(self, executor: Executor, parts: list[Part], reason: str, *, lone: bool) -> None:
         for part in parts:
             self._drop(part)
-        batch = Batch(parts, reason, lone=lone and executor.lone_capable)
+        beside = bool(self._waiting) or any(one.batches for one in self._executors if one is not executor)
+        batch = Batch(parts, reason, lone=lone and executor.lone_capable, beside=beside)
         for part in parts:
             part.batch = batch
         batch.sent_ns = time.monotonic_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -49,7 +50,10 @@ class WorkerGroup(Generic[InstanceT]):
     ) -> None:
         self._on_failed = on_failed
         self._alive = len(specs)
-        self.instances = [create(spec, self._instance_failed) for spec in specs]
+        self.instances = [
+            create(dataclasses.replace(spec, number=number, instances=len(specs)), self._instance_failed)
+            for number, spec in enumerate(specs)
+        ]
 
     @property
     def pids(self) -> list[int]:

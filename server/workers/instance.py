@@ -149,7 +149,11 @@ class Instance:
             view = process.inputs[slot].view(size)
             for offset, data in chunks(batch.parts, tensors):
                 view[offset : offset + len(data)] = data
-        process.send(wire.Execute(batch.id, slot, batch.lone, tensors, batch.parts[0].outputs, size, block))
+        process.send(
+            wire.Execute(
+                batch.id, slot, batch.lone, tensors, batch.parts[0].outputs, size, block, batch.beside
+            )
+        )
 
     def cancel(self, batch: Batch) -> None:
         """Tell the worker to give up a batch, if it is this instance's."""

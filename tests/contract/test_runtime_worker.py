@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class Worker:
         outputs: Sequence[str] = (),
         *,
         slot: int = 0,
+        beside: bool = False,
     ) -> None:
         tensors: list[Tensor] = []
         parts: list[bytes] = []
@@ -70,7 +73,7 @@ class Worker:
         for tensor, raw in zip(tensors, parts, strict=True):
             block[tensor.offset : tensor.offset + tensor.size] = raw
         content = None if inline is None else bytes(inline)
-        request = Execute(batch, slot, False, tuple(tensors), tuple(outputs), end, content)
+        request = Execute(batch, slot, False, tuple(tensors), tuple(outputs), end, content, beside)
         self.own.send(request)
 
     def cancel(self, batch: int) -> None:
@@ -215,6 +218,19 @@ def test_a_wrong_batch_is_refused_and_the_next_one_runs(worker: Worker) -> None:
     assert (refused.batch, refused.kind) == (2, "invalid")
     assert "input 'X' (FP32 [2, 2])" in refused.message
     assert worker.run(3, batch_of(1))["Y"].tolist() == [[1.0]]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be left")
+def test_a_worker_stays_on_one_core_while_others_run(start: Callable[[], Worker], loop: InstanceSpec) -> None:
+    cores = os.sched_getaffinity(0)
+    worker = start()
+    worker.load(replace(loop, number=1, instances=len(cores)))
+    found = []
+    for batch, beside in enumerate((False, True, True, False)):
+        worker.send(batch, batch_of(1), beside=beside)
+        assert isinstance(worker.receive(), Executed)
+        found.append(os.sched_getaffinity(worker.own.process.pid))
+    assert found == [cores, {sorted(cores)[1]}, {sorted(cores)[1]}, cores]
 
 
 def test_a_running_batch_is_cancelled(worker: Worker) -> None:

@@ -25,7 +25,7 @@ def vectors(server: ServerProcess, model: str) -> NDArray[np.float32]:
 
 @pytest.mark.slow
 def test_a_model_can_be_left_as_it_is(demo_repository: Path, tmp_path: Path) -> None:
-    """One server, the same files twice: only the model without the parameter is fused."""
+    """One server, the same files twice: only the model without the parameters is fused and shared."""
     demo = demo_repository.resolve()
     plain = tmp_path / "models" / "minilm-plain"
     plain.mkdir(parents=True)
@@ -33,6 +33,7 @@ def test_a_model_can_be_left_as_it_is(demo_repository: Path, tmp_path: Path) -> 
     (plain / "config.pbtxt").write_text(
         'parameters { key: "task" value: { string_value: "embed" } }\n'
         'parameters { key: "fuse_attention" value: { string_value: "0" } }\n'
+        'parameters { key: "share_weights" value: { string_value: "0" } }\n'
     )
     cache = tmp_path / "graphs"
     server = start_server(
@@ -48,5 +49,6 @@ def test_a_model_can_be_left_as_it_is(demo_repository: Path, tmp_path: Path) -> 
         assert len(list(cache.glob("*.json"))) == 1
         graphs = {path.name.partition(".")[2] for path in cache.glob("*.onnx")}
         assert graphs == {"onnx", "packed.onnx"}
+        assert list((cache / "shared").glob("*/weights.bin"))
     finally:
         assert stop_server(server) == 0, (tmp_path / "server.log").read_text()[-4000:]

@@ -208,6 +208,28 @@ async def test_lone_batches_use_all_threads_and_others_do_not() -> None:
     await asyncio.gather(alone, second)
 
 
+async def test_batches_know_whether_other_instances_run() -> None:
+    batcher, _ = build(max_rows=1)
+    workers = [Doubler(batcher), Doubler(batcher)]
+    for worker in workers:
+        batcher.attach(worker)
+    together = [start(batcher, [part(1)]), start(batcher, [part(2)])]
+    await settle()
+    assert [worker.held[0].beside for worker in workers] == [True, True]
+    workers[0].finish()
+    third = start(batcher, [part(3)])
+    await settle()
+    assert workers[0].held[0].beside
+    for worker in workers:
+        worker.finish()
+    await asyncio.gather(*together, third)
+    alone = start(batcher, [part(4)])
+    await settle()
+    assert [batch.beside for batch in workers[0].held] == [False]
+    workers[0].finish()
+    await alone
+
+
 async def batches_of(batcher: Batcher, lengths: list[int]) -> list[list[int]]:
     """Have texts of these lengths wait, then run one batch after another; return the lengths in each."""
     tasks = [start(batcher, [part(length, tokens=length)]) for length in lengths]
