@@ -72,11 +72,12 @@ class SharedGraph:
         self._model = str(model.resolve())
         self._options = {key: value for key, value in options.items() if key != THREADS}
         form = "" if graph == model else "".join(graph.suffixes)
-        self._source = digest(self._model, form)
+        # machines that share the folder may have different processors, and replace only what is theirs
+        self._source = digest(self._model, form, _processor())
         files = files_beside(graph) if graph == model else [graph]
         states = [state(file) for file in files]
         self.size = sum(size for _, size, _ in states)
-        key = digest(REVISION, ort.__version__, _processor(), sorted(self._options.items()), states)
+        key = digest(REVISION, ort.__version__, sorted(self._options.items()), states)
         self._folder = cache / f"{self._source}-{key}"
 
     @property

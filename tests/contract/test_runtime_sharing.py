@@ -133,6 +133,18 @@ def test_another_model_file_or_other_options_replace_it(spec: InstanceSpec) -> N
     assert third not in (first, second)
 
 
+def test_machines_with_other_processors_keep_their_own(
+    spec: InstanceSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(spec)
+    (first,) = shared(spec)
+    monkeypatch.setattr(sharing, "_processor", lambda: "another")
+    load(spec)
+    assert len(shared(spec)) == 2
+    monkeypatch.undo()
+    assert served_file(load(spec)) == first / GRAPH
+
+
 def test_many_who_ask_at_once_get_what_one_of_them_makes(spec: InstanceSpec) -> None:
     with ThreadPoolExecutor(4) as pool:
         models = list(pool.map(load, [spec] * 4))
