@@ -31,7 +31,7 @@ SMALLEST: Final = 4 << 20
 """Bytes of a model: there is little to share of smaller ones."""
 
 LARGEST: Final = 2 << 30
-"""Bytes of a model: a larger one takes long to prepare, and has room for one instance only."""
+"""Bytes of a model: a larger one takes long to prepare."""
 
 REVISION: Final = 1
 """Of how graphs are prepared: a higher one has all of them made again."""
