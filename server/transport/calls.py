@@ -149,9 +149,7 @@ async def _answer(stream: Stream, handler: Handler, message: Message | None) -> 
             async with contextlib.aclosing(_requests(stream, decode, context)) as requests:
                 await _run(handler, behaviour(requests, context), context)
         else:
-            if isinstance(message, Compressed):
-                message = await _inflated(message, context)
-            request = _decoded(message, decode, context)
+            request = await _read(message, decode, context)
             message = None
             await _run(handler, behaviour(request, context), context)
     except AbortError:
@@ -185,9 +183,7 @@ def _behaviour(handler: Handler) -> Any:
 
 async def _requests(stream: Stream, decode: Any, context: Context) -> AsyncGenerator[Any, None]:
     while (message := await stream.receive()) is not None:
-        if isinstance(message, Compressed):
-            message = await _inflated(message, context)
-        yield _decoded(message, decode, context)
+        yield await _read(message, decode, context)
 
 
 async def _inflated(message: Compressed, context: Context) -> bytes:
@@ -203,7 +199,10 @@ def _code(error: BadMessageError) -> grpc.StatusCode:
     return grpc.StatusCode.RESOURCE_EXHAUSTED if error.large else grpc.StatusCode.INTERNAL
 
 
-def _decoded(message: Any, decode: Any, context: Context) -> Any:
+async def _read(message: Message | None, decode: Any, context: Context) -> Any:
+    """Return a request."""
+    if isinstance(message, Compressed):
+        message = await _inflated(message, context)
     try:
         return decode(message)
     except Exception as error:  # noqa: BLE001 - the caller's doing, whatever it is: not worth a traceback
