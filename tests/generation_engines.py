@@ -9,7 +9,7 @@ import numpy as np
 from drawing_decoder import DrawingDecoder
 from hash_decoder import HashDecoder, history_logits
 
-from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec
+from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec, Together
 from headrace.runtimes.generation.beams import Beams
 from headrace.runtimes.generation.engine import Engine
 from headrace.runtimes.generation.messages import (
@@ -101,7 +101,7 @@ class Bench:
         spec: GenerationSpec,
         *,
         paged: bool = False,
-        together: bool = True,
+        together: Together = "all",
         sampling: DeviceSampling | None = None,
         lazy: bool = True,
     ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import ModelError
-from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.base import Chunk, GenerationSpec, Together
 from headrace.runtimes.generation.groups import groups
 
 POISON = -1
@@ -36,7 +36,12 @@ class HashDecoder:
     platform = "hash"
 
     def __init__(
-        self, spec: GenerationSpec, vocabulary_size: int = 40, *, paged: bool = False, together: bool = True
+        self,
+        spec: GenerationSpec,
+        vocabulary_size: int = 40,
+        *,
+        paged: bool = False,
+        together: Together = "all",
     ) -> None:
         self.vocabulary_size = vocabulary_size
         self.spec = spec
@@ -59,7 +64,7 @@ class HashDecoder:
         assert chunks
         slots = [chunk.slot for chunk in chunks]
         assert len(set(slots)) == len(slots)
-        assert self.together or len(groups(chunks)) == 1
+        assert len(groups(chunks, self.together)) == 1
         rows = [row for chunk in chunks for row in self._compute(chunk)]
         if any(self.fail_on in chunk.tokens for chunk in chunks):
             raise ModelError("the decoder was told to fail")

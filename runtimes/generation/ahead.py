@@ -101,7 +101,9 @@ class Ahead:
     @classmethod
     def of(cls, decoder: Decoder, scheduler: Scheduler, spec: GenerationSpec) -> Ahead | None:
         """Return one for a decoder that chooses tokens itself, and None for others."""
-        if not isinstance(decoder, SamplingDecoder) or decoder.sampling == "host" or not decoder.together:
+        if not isinstance(decoder, SamplingDecoder) or decoder.sampling == "host":
+            return None
+        if decoder.together != "all":
             return None
         return cls(decoder, scheduler, spec)
 

@@ -30,6 +30,8 @@ class GenerationSpec:
         prefill_tokens: the same while none decodes.
         prefix_cache: whether prefixes are kept for later requests.
         draft_tokens: tokens guessed by prompt lookup in each step; 0 guesses none.
+        mixed_runs: whether prompts are computed in the runs of decodes where the runtime can; that may take
+            memory.
         eos_ids: ids that end a sample.
         tokenizer: path of ``tokenizer.json``, for grammars; "" refuses grammars.
     """
@@ -42,6 +44,7 @@ class GenerationSpec:
     prefill_tokens: int = 1024
     prefix_cache: bool = True
     draft_tokens: int = 0
+    mixed_runs: bool = True
     eos_ids: tuple[int, ...] = ()
     tokenizer: str = ""
 
@@ -69,6 +72,11 @@ class Chunk:
     fresh: bool
 
 
+Together = Literal["alike", "mixed", "all"]
+"""Which chunks of a step a decoder computes in one run: like ones (``groups``); besides, decodes with the
+first of the others; all of them."""
+
+
 class Decoder(Protocol):
     """A loaded decoder-only model with its KV cache."""
 
@@ -81,11 +89,11 @@ class Decoder(Protocol):
         """What executes the model, as ``TensorModel.platform``."""
 
     @property
-    def together(self) -> bool:
-        """Whether a step computes chunks of many tokens together.
+    def together(self) -> Together:
+        """Which chunks of a step are computed in one run.
 
-        Where they take several runs anyway (``groups``), the engine asks for one of those at a time: it tells
-        of tokens as they come and leaves out what nobody waits for any more.
+        Where a step takes several runs, the engine asks for one of those at a time: it tells of tokens as
+        they come and leaves out what nobody waits for any more.
         """
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -184,7 +192,7 @@ class SamplingDecoder(Decoder, Protocol):
 
     @property
     def sampling(self) -> DeviceSampling:
-        """How much of this is to be used; ``device`` and ``ahead`` only where ``together`` holds."""
+        """How much of this is to be used; ``device`` and ``ahead`` only where ``together`` is ``all``."""
 
     def begin(
         self, chunks: Sequence[Chunk], draws: Sequence[Draw | None], follows: Sequence[int] | None = None

@@ -35,7 +35,7 @@ class Engine:
         self._decoder = decoder
         self._spec = spec
         self._blocks = BlockManager(spec.kv_tokens // spec.block_tokens)
-        self._scheduler = Scheduler(spec, self._blocks, self._release)
+        self._scheduler = Scheduler(spec, self._blocks, self._release, decoder.together)
         self._postprocessor = Postprocessor(decoder, sampler, self._scheduler, spec.eos_ids, self._close)
         self._ahead = Ahead.of(decoder, self._scheduler, spec)
         self._requests: dict[int, Request] = {}
@@ -145,7 +145,7 @@ class Engine:
             self._prompt_tokens += sum(len(request.prompt) for request in plan.started)
             emit([Started(request.identifier, request.sequences[0].cached) for request in plan.started])
         self._steps += 1
-        for part in (plan,) if self._decoder.together else plan.passes():
+        for part in plan.passes(self._decoder.together):
             events = self._run(part, begin)
             if events:
                 emit(events)

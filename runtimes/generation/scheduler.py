@@ -16,7 +16,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Final
 
-from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.base import Chunk, GenerationSpec, Together
 from headrace.runtimes.generation.blocks import BlockManager
 from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.generation.prefixes import Prefixes
@@ -43,6 +43,11 @@ some 20 tokens, so shorter chunks have fewer pauses and less throughput."""
 PACE: Final = 6
 """The same for each sequence that decodes."""
 
+MIXED_LEAST: Final = 48
+MIXED_PACE: Final = 3
+"""The same where prompts are computed in the runs of decodes, which read the weights anyway: shorter chunks
+cost no more, and decodes wait less."""
+
 _order = attrgetter("order")
 
 
@@ -58,18 +63,19 @@ class Plan:
     started: list[Request] = field(default_factory=list)
     prefill: bool = False
 
-    def passes(self) -> Iterator[Plan]:
+    def passes(self, together: Together) -> Iterator[Plan]:
         """Yield what takes one run after another (``groups``).
 
         Sequences that have lost their slot by then are left out: their request ended or made room for others.
         """
-        divided = groups(self.chunks)
+        divided = groups(self.chunks, together)
         if len(divided) == 1:
             yield self
             return
         for group in divided:
             sequences, chunks = [self.sequences[at] for at in group], [self.chunks[at] for at in group]
-            part = Plan(sequences, chunks, prefill=self.prefill and len(chunks[0].tokens) > 1).left()
+            longest = max(len(chunk.tokens) for chunk in chunks)
+            part = Plan(sequences, chunks, prefill=self.prefill and longest > 1).left()
             if part.sequences:
                 yield part
 
@@ -84,8 +90,17 @@ class Plan:
 class Scheduler:
     """Keeps the waiting and the running sequences, their slots and their blocks."""
 
-    def __init__(self, spec: GenerationSpec, blocks: BlockManager, release: Callable[[int], None]) -> None:
-        """Share out ``blocks`` and the slots of a decoder; ``release`` is told of every slot given back."""
+    def __init__(
+        self,
+        spec: GenerationSpec,
+        blocks: BlockManager,
+        release: Callable[[int], None],
+        together: Together = "alike",
+    ) -> None:
+        """Share out ``blocks`` and the slots of a decoder; ``release`` is told of every slot given back.
+
+        ``together`` is the decoder's.
+        """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -94,6 +109,7 @@ class Scheduler:
         self._spec = spec
         self._size = spec.block_tokens
         self._release = release
+        self._least, self._pace = (MIXED_LEAST, MIXED_PACE) if together == "mixed" else (LEAST, PACE)
         self._slots = list(range(spec.max_sequences))
         heapify(self._slots)
         # what was not admitted, and the blocks free then: no need to look again before some are given back
@@ -150,7 +166,7 @@ class Scheduler:
     def _prefill_budget(self, decoding: int, prefills: list[Sequence]) -> int:
         """Return how many tokens of prompts a step computes beside ``decoding`` sequences.
 
-        Decodes cost a pass of their own, so they take nothing from it. In a burst every request that waits
+        Decodes take nothing from it. In a burst every request that waits
         brings a chunk: the batch is full sooner, and a full batch makes more of a step. Otherwise those who
         decode shall not wait much longer for their next token than without prompts.
         """
@@ -160,7 +176,7 @@ class Scheduler:
             return spec.prefill_tokens
         if waiting * BURST >= decoding or (waiting and self._left(prefills) >= spec.prefill_tokens):
             return max(min(spec.prefill_tokens, spec.step_tokens * waiting), self._size)
-        return max(min(spec.step_tokens, max(LEAST, PACE * decoding)), self._size)
+        return max(min(spec.step_tokens, max(self._least, self._pace * decoding)), self._size)
 
     def _left(self, prefills: list[Sequence]) -> int:
         """Count the tokens that prompts still have to compute, up to about ``prefill_tokens``."""

@@ -2,12 +2,14 @@
 
 A graph made by ``headrace convert`` writes keys and values into the buffers that it reads them from, rows of
 a batch may have any lengths, and the last linear layer runs only for the positions that are asked for. So
-one run decodes all sequences of a step, whenever each of them began.
+one run decodes all sequences of a step, whenever each of them began, and, where the graph has a form for
+that (``mixed_graph``), computes a prompt beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import InstanceSpec, ModelError
-from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.base import Chunk, GenerationSpec, Together
 from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.generation.slots import CacheShape, SlotCache
 from headrace.runtimes.onnx.decoder_graph import DecoderGraph
-from headrace.runtimes.onnx.decoder_runs import Runs
+from headrace.runtimes.onnx.decoder_runs import Part, Runs, decodes, prompts
 from headrace.runtimes.onnx.errors import load_error
 from headrace.runtimes.onnx.files import find_model
+from headrace.runtimes.onnx.kept import load_shared
 from headrace.runtimes.onnx.options import (
     SHORT_SPINNING,
     THREADS,
+    Provider,
     check_providers,
     providers,
     session_options,
@@ -52,20 +56,38 @@ def load(instance: InstanceSpec) -> OnnxDecoder:
     file = find_model(Path(instance.path))
     chosen = providers(instance)
     threads = str(max(instance.threads, instance.lone_threads))
-    options = session_options({THREADS: threads, **SHORT_SPINNING, **instance.options})
+    options = {THREADS: threads, **SHORT_SPINNING, **instance.options}
     try:
-        session = ort.InferenceSession(str(file), options, providers=chosen)
+        session = ort.InferenceSession(str(file), session_options(options), providers=chosen)
     except Exception as error:
         raise load_error(error, file) from error
     check_providers(chosen, session.get_providers())
-    return OnnxDecoder(session, spec)
+    return OnnxDecoder(session, spec, _mixed(instance, spec, file, options, chosen))
+
+
+def _mixed(
+    instance: InstanceSpec,
+    spec: GenerationSpec,
+    file: Path,
+    options: Mapping[str, str],
+    chosen: Sequence[Provider],
+) -> ort.InferenceSession | None:
+    """Load the form of the graph that decodes beside prompts; None where it is of no use, or there is none.
+
+    Its weights are mapped from a file: while no prompts come, the kernel can have their memory back.
+    """
+    if not spec.mixed_runs or spec.max_sequences == 1 or find_spec("onnx") is None:
+        return None
+    return load_shared(instance, file, file, options, chosen, mixed=True)
 
 
 class OnnxDecoder:
     """A :class:`~headrace.runtimes.generation.base.Decoder` on ONNX Runtime."""
 
-    def __init__(self, session: ort.InferenceSession, spec: GenerationSpec) -> None:
-        """Serve ``session`` with a KV cache of its own.
+    def __init__(
+        self, session: ort.InferenceSession, spec: GenerationSpec, mixed: ort.InferenceSession | None = None
+    ) -> None:
+        """Serve ``session`` with a KV cache of its own; ``mixed`` decodes beside prompts.
 
         Raises:
             ModelError: the graph is no decoder of the kind that is served, or shorter than ``max_tokens``.
@@ -85,7 +107,12 @@ class OnnxDecoder:
                 keep_tokens=spec.kv_tokens // spec.max_sequences,
             )
         )
-        self._runs = Runs(session, graph, self._cache.rows)
+        self._runs = Runs(session, graph, self._cache.rows, mixed)
+        self._together: Together = "alike" if mixed is None else "mixed"
+        if mixed is not None:
+            # the first such run maps the weights; the rows are nobody's yet
+            self._runs.begin(0)
+            self._runs.run_beside(decodes([0], [0], []), prompts(1, [[0, 0]], 0, [0]))
 
     @property
     def vocabulary_size(self) -> int:
@@ -98,9 +125,9 @@ class OnnxDecoder:
         return "onnxruntime_onnx"
 
     @property
-    def together(self) -> bool:
-        """Not all of them: a step takes a run for each of ``groups``."""
-        return False
+    def together(self) -> Together:
+        """``mixed`` where the graph has a form for it."""
+        return self._together
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Compute all chunks, a run for each of ``groups``.
@@ -116,42 +143,62 @@ class OnnxDecoder:
                     cache.load(chunk.slot, chunk.blocks, chunk.start)
         self._runs.begin(sum(chunk.logits for chunk in chunks))
         computed: list[int] = []
-        for group in groups(chunks):
-            if len(chunks[group[0]].tokens) == 1:
-                single = [chunks[index] for index in group]
-                self._decode(single, cache.gather([chunk.slot for chunk in single]))
-            else:
-                group.sort(key=lambda index: cache.row(chunks[index].slot))
-                self._prefill([chunks[index] for index in group])
-            computed += group
+        for group in groups(chunks, self._together):
+            computed += self._compute(chunks, group)
         for chunk in chunks:
             cache.advance(chunk.slot, chunk.start, len(chunk.tokens), chunk.blocks)
         logits = self._runs.logits
         return logits if computed == sorted(computed) else logits[_order(chunks, computed)]
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> None:
-        """Chunks of more than one token, in the order of their rows; together if these are neighbours."""
+    def _compute(self, chunks: Sequence[Chunk], group: Sequence[int]) -> list[int]:
+        """Compute the chunks of a group; returns their indices in the order of their logits."""
+        cache = self._cache
+        single = [index for index in group if len(chunks[index].tokens) == 1]
+        # before rows are taken by those that begin: what decodes shall have the first ones
+        count = cache.gather([chunks[index].slot for index in single]) if single else 0
+        longer = [index for index in group if len(chunks[index].tokens) > 1]
+        longer.sort(key=lambda index: cache.row(chunks[index].slot))
+        parts = self._prompts([chunks[index] for index in longer]) if longer else []
+        if single:
+            beside = parts[0] if parts and parts[0].total < cache.rows.shape[-2] else None
+            ahead = self._decodes([chunks[index] for index in single], count, beside)
+            if beside is None:
+                self._runs.run(ahead)
+            else:
+                self._runs.run_beside(ahead, parts.pop(0))
+        for part in parts:
+            self._runs.run(part)
+        return single + longer
+
+    def _prompts(self, chunks: Sequence[Chunk]) -> list[Part]:
+        """Chunks of more than one token; together if their rows are neighbours."""
         rows = [self._cache.row(chunk.slot) for chunk in chunks]
         together = len(chunks) if rows[-1] - rows[0] == len(rows) - 1 else 1
+        parts = []
         for first in range(0, len(chunks), together):
             part = chunks[first : first + together]
             tokens, logits = [chunk.tokens for chunk in part], [chunk.logits for chunk in part]
-            self._runs.prefill(rows[first], tokens, part[0].start, logits)
+            parts.append(prompts(rows[first], tokens, part[0].start, logits))
+        return parts
 
-    def _decode(self, chunks: Sequence[Chunk], count: int) -> None:
+    def _decodes(self, chunks: Sequence[Chunk], count: int, beside: Part | None) -> Part:
         """One token for each of ``chunks``, whose rows are among the first ``count``."""
         cache = self._cache
         tokens = [0] * count
         # A row in between that has no token now gets one all the same, behind its last: the next one of its
         # own is written over it.
         starts = [cache.length(row) for row in range(count)]
+        if beside is not None:
+            # there it would be in the way of what is written in the same run
+            for row in range(beside.row, min(beside.row + len(beside.ids), count)):
+                starts[row] = beside.total
         wanted = []
         for chunk in chunks:
             row = cache.row(chunk.slot)
             tokens[row], starts[row] = chunk.tokens[0], chunk.start
             if chunk.logits:
                 wanted.append(row)
-        self._runs.decode(tokens, starts, wanted)
+        return decodes(tokens, starts, wanted)
 
     def copy(
         self,

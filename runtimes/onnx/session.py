@@ -25,9 +25,8 @@ from headrace.runtimes.onnx.errors import load_error, run_error
 from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
 from headrace.runtimes.onnx.fusion_cache import Entry
+from headrace.runtimes.onnx.kept import load_kept, load_shared
 from headrace.runtimes.onnx.options import (
-    GRAPH_LEVEL,
-    LEVEL_OFF,
     LONE_SPINNING,
     THREADS,
     Provider,
@@ -35,7 +34,6 @@ from headrace.runtimes.onnx.options import (
     providers,
     session_options,
 )
-from headrace.runtimes.onnx.sharing import SharedGraph, shared_graph, wants_sharing
 from headrace.runtimes.onnx.types import tensor_spec
 from headrace.runtimes.onnx.values import as_text, row_major, run_with_bfloat16
 
@@ -94,26 +92,9 @@ def _from_caches(
     chosen: Sequence[Provider],
 ) -> ort.InferenceSession | None:
     """Load the best form of ``graph``, or of ``file`` without one, that is kept; None if there is none."""
-    source = graph or file
-    if wants_sharing(instance, chosen):
-        shared = shared_graph(Path(instance.weight_cache), file, source, instance.options)
-        if shared is not None:
-            as_it_is = {**options, GRAPH_LEVEL: LEVEL_OFF}
-            if (made := _from_cache(shared.file, shared, as_it_is, chosen)) is not None:
-                return made
-    return None if graph is None or entry is None else _from_cache(graph, entry, options, chosen)
-
-
-def _from_cache(
-    graph: Path, entry: Entry | SharedGraph, options: Mapping[str, str], chosen: Sequence[Provider]
-) -> ort.InferenceSession | None:
-    """Load a graph that was kept; None, and its entry is dropped, when that fails."""
-    try:
-        return ort.InferenceSession(str(graph), session_options(options), providers=chosen)
-    except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
-        entry.discard()
-        sys.stderr.write(f"{graph}: a kept graph cannot be loaded, a plainer one serves: {error}\n")
-        return None
+    if (made := load_shared(instance, file, graph or file, options, chosen)) is not None:
+        return made
+    return None if graph is None or entry is None else load_kept(graph, entry, options, chosen)
 
 
 class OnnxModel:

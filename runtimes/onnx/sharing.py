@@ -61,17 +61,21 @@ class SharedGraph:
         model: the model file.
         graph: ``model`` itself, or a form of it that was made (``fusion``).
         options: of its sessions.
+        mixed: whether it is the form of a decoder that decodes beside prompts (``mixed_graph``).
 
     Raises:
         OSError: a file cannot be looked at.
     """
 
-    def __init__(self, cache: Path, model: Path, graph: Path, options: Mapping[str, str]) -> None:
+    def __init__(
+        self, cache: Path, model: Path, graph: Path, options: Mapping[str, str], *, mixed: bool = False
+    ) -> None:
         self._cache = cache
         self._graph = graph
+        self._mixed = mixed
         self._model = str(model.resolve())
         self._options = {key: value for key, value in options.items() if key != THREADS}
-        form = "" if graph == model else "".join(graph.suffixes)
+        form = "mixed" if mixed else "" if graph == model else "".join(graph.suffixes)
         # machines that share the folder may have different processors, and replace only what is theirs
         self._source = digest(self._model, form, _processor())
         files = files_beside(graph) if graph == model else [graph]
@@ -111,7 +115,8 @@ class SharedGraph:
             for old in self._cache.glob(f"{self._source}-*"):
                 shutil.rmtree(old, ignore_errors=True)
             making.mkdir()
-            done, text = child.run(_CHILD, [self._graph, making, "--options", json.dumps(self._options)])
+            arguments = [str(self._graph), str(making), "--options", json.dumps(self._options)]
+            done, text = child.run(_CHILD, [*arguments, "--mixed"] if self._mixed else arguments)
             sizes = [(making / name).stat().st_size if done else 0 for name in (GRAPH, WEIGHTS)]
             if not done:
                 for name in (GRAPH, WEIGHTS):
@@ -133,7 +138,9 @@ def wants_sharing(instance: InstanceSpec, chosen: Sequence[Provider]) -> bool:
     return bool(instance.weight_cache) and list(chosen) == [CPU] and optimises(instance.options)
 
 
-def shared_graph(cache: Path, model: Path, graph: Path, options: Mapping[str, str]) -> SharedGraph | None:
+def shared_graph(
+    cache: Path, model: Path, graph: Path, options: Mapping[str, str], *, mixed: bool = False
+) -> SharedGraph | None:
     """Return the prepared form of a graph, made now if it was never tried; None to load it as it is.
 
     Args:
@@ -141,10 +148,11 @@ def shared_graph(cache: Path, model: Path, graph: Path, options: Mapping[str, st
         model: the model file.
         graph: the form of it that is loaded.
         options: of the session.
+        mixed: whether to prepare the form that decodes beside prompts; it is made of small graphs too.
     """
     try:
-        shared = SharedGraph(cache, model, graph, options)
-        if not SMALLEST <= shared.size <= LARGEST:
+        shared = SharedGraph(cache, model, graph, options, mixed=mixed)
+        if not (0 if mixed else SMALLEST) <= shared.size <= LARGEST:
             return None
         outcome = shared.read() or shared.make()
     except OSError as error:

@@ -147,6 +147,7 @@ def load_generation(
             prefill_tokens=parameters.prefill_tokens or (CUDA_PREFILL_TOKENS if cuda else 1024),
             prefix_cache=parameters.prefix_cache is not False,
             draft_tokens=parameters.draft_tokens or 0,
+            mixed_runs=parameters.mixed_runs is not False,
             eos_ids=ends,
             tokenizer=str(path) if path is not None else "",
         ),

@@ -55,6 +55,7 @@ class ModelParameters:
     block_tokens: int | None = None
     step_tokens: int | None = None
     prefill_tokens: int | None = None
+    mixed_runs: bool | None = None
     prefix_cache: bool | None = None
     draft_tokens: int | None = None
     chat_template: str | None = None
@@ -160,6 +161,7 @@ PARSERS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType(
         "block_tokens": _at_least(1),
         "step_tokens": _at_least(1),
         "prefill_tokens": _at_least(1),
+        "mixed_runs": _boolean,
         "prefix_cache": _boolean,
         "draft_tokens": _at_least(0),
         "chat_template": str,

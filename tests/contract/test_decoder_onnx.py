@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from onnx_decoders import agree, expected, load, table, text, whole
 from tiny_llama import LONGEST, VOCABULARY, write_tiny_llama
 
 from headrace.runtimes.base import InstanceSpec, ModelError
 from headrace.runtimes.generation.base import Chunk, Decoder, GenerationSpec
 from headrace.runtimes.generation.groups import groups
 from headrace.runtimes.registry import decoder_loader
-
-BLOCK = 4
-TOLERANCE = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -48,51 +45,19 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def load(path: Path, **settings: Any) -> Decoder:
-    """A decoder with small blocks."""
-    spec = {"max_tokens": LONGEST, "max_sequences": 6, "kv_tokens": 384, "block_tokens": BLOCK}
-    generation = GenerationSpec(**{**spec, **settings})
-    return decoder_loader("onnx")(
-        InstanceSpec(model="tiny", runtime="onnx", path=str(path), generation=generation)
-    )
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where forms of the graph are kept."""
+    return tmp_path_factory.mktemp("weights")
 
 
-@pytest.fixture
-def decoder(exported: Path) -> Iterator[Decoder]:
-    """A decoder of its own for each test."""
-    made = load(exported)
+@pytest.fixture(params=["alike", "mixed"])
+def decoder(request: pytest.FixtureRequest, exported: Path, weights: Path) -> Iterator[Decoder]:
+    """A decoder of its own for each test: one that decodes apart from prompts, and one that does not."""
+    made = load(exported, weights, mixed_runs=request.param == "mixed")
+    assert made.together == request.param
     yield made
     made.close()
-
-
-def expected(reference: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """Logits of every position, [len(tokens), vocabulary]."""
-    import torch
-
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = reference(torch.tensor([list(tokens)])).logits[0].numpy()
-    return logits
-
-
-def agree(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
-    """Equal up to the order of sums, and the same most likely tokens."""
-    np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=TOLERANCE)
-    assert found.argmax(-1).tolist() == wanted.argmax(-1).tolist()
-
-
-def table(slot: int) -> list[int]:
-    """A block table that no other slot's shares blocks with."""
-    return list(range(slot * 16, slot * 16 + 16))
-
-
-def text(length: int, seed: int = 0) -> list[int]:
-    """Random token ids."""
-    return random.Random(seed).choices(range(3, VOCABULARY), k=length)
-
-
-def whole(slot: int, tokens: Sequence[int], logits: int = 1) -> Chunk:
-    """A prompt in one chunk."""
-    return Chunk(slot, tokens, 0, table(slot), logits, fresh=True)
 
 
 def test_greedy_tokens_of_a_ragged_batch_are_those_of_transformers(decoder: Decoder, reference: Any) -> None:
@@ -160,7 +125,7 @@ def test_sequences_of_like_length_begin_in_one_run(decoder: Decoder, reference: 
     texts = [text(length, length) for length in (17, 7, 18, 18)]
     wanted = [1, 2, 0, 3]
     chunks = [whole(slot, tokens, wanted[slot]) for slot, tokens in enumerate(texts)]
-    assert groups(chunks) == [[0, 2, 3], [1]]
+    assert groups(chunks, "alike") == [[0, 2, 3], [1]]
     found = decoder.step(chunks)
     parts = [expected(reference, texts[slot])[-wanted[slot] :] for slot in (0, 1, 3)]
     agree(found, np.concatenate(parts))

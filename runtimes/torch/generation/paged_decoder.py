@@ -17,6 +17,7 @@ from headrace.runtimes.generation.base import (
     Draw,
     GenerationSpec,
     Outcome,
+    Together,
 )
 from headrace.runtimes.torch.generation.cuda_graphs import Graphs
 from headrace.runtimes.torch.generation.device_sampler import choose
@@ -85,9 +86,9 @@ class PagedDecoder:
         return "pytorch_libtorch"
 
     @property
-    def together(self) -> bool:
+    def together(self) -> Together:
         """All tokens of a step go through the layers together."""
-        return True
+        return "all"
 
     @property
     def sampling(self) -> DeviceSampling:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.runtimes.base import InstanceSpec, ModelError
-from headrace.runtimes.generation.base import Chunk, GenerationSpec
+from headrace.runtimes.generation.base import Chunk, GenerationSpec, Together
 from headrace.runtimes.torch.generation.network import Network
 from headrace.runtimes.torch.generation.packing import pack
 from headrace.runtimes.torch.generation.rows import Rows
@@ -41,9 +41,9 @@ class SlotDecoder:
         return "pytorch_libtorch"
 
     @property
-    def together(self) -> bool:
+    def together(self) -> Together:
         """All tokens of a step go through the layers together."""
-        return True
+        return "all"
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Compute all chunks; see ``Decoder``.

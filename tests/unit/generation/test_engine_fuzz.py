@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from generation_engines import Bench, expected, make_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec
+from headrace.runtimes.generation.base import DeviceSampling, GenerationSpec, Together
 from headrace.runtimes.generation.parameters import Sampling
 
 # few different tokens and prompts that share beginnings: the prefix cache is used
@@ -88,10 +90,10 @@ def arrivals_of(samplings: st.SearchStrategy[Sampling]) -> st.SearchStrategy[lis
 @given(
     spec=specs(),
     paged=st.booleans(),
-    together=st.booleans(),
+    together=st.sampled_from(get_args(Together)),
     arrivals=arrivals_of(samplings()),
 )
-def test_any_mix(spec: GenerationSpec, paged: bool, together: bool, arrivals: list[Arrival]) -> None:
+def test_any_mix(spec: GenerationSpec, paged: bool, together: Together, arrivals: list[Arrival]) -> None:
     mixed(Bench(spec, paged=paged, together=together), arrivals)
 
 

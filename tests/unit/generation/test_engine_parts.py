@@ -17,7 +17,7 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 
 def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
-    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together="alike")
     lengths = [9, 13, 17]  # too unlike to be computed in one run
     requests = [bench.add(prompt_of(length, length), GREEDY) for length in lengths]
     left: list[bool] = []
@@ -38,7 +38,7 @@ def test_what_is_given_up_between_the_parts_of_a_step_is_not_computed() -> None:
 
 
 def test_prompts_of_like_length_are_one_part() -> None:
-    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together="alike")
     prompts = [prompt_of(length, length) for length in (9, 13, 9)]
     requests = [bench.add(prompt, GREEDY) for prompt in prompts]
     bench.step()
@@ -49,7 +49,7 @@ def test_prompts_of_like_length_are_one_part() -> None:
 
 
 def test_a_part_that_fails_ends_its_own_request_only() -> None:
-    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together=False)
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together="alike")
     failing = bench.add([5, 2, 6], GREEDY)
     other = bench.add(prompt_of(8, 1), GREEDY)
     bench.decoder.fail_on = 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 from generation_engines import EOS, VOCABULARY, Bench, expected, make_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.runtimes.generation.base import Together
 from headrace.runtimes.generation.parameters import Sampling
 
 
@@ -59,13 +61,15 @@ def searches(draw: st.DrawFn) -> Sampling:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     paged=st.booleans(),
-    together=st.booleans(),
+    together=st.sampled_from(get_args(Together)),
     blocks=st.integers(27, 60),
     asked=st.lists(
         st.tuples(st.lists(st.integers(2, 9), min_size=1, max_size=9), searches()), min_size=1, max_size=5
     ),
 )
-def test_any_masks(paged: bool, together: bool, blocks: int, asked: list[tuple[list[int], Sampling]]) -> None:
+def test_any_masks(
+    paged: bool, together: Together, blocks: int, asked: list[tuple[list[int], Sampling]]
+) -> None:
     spec = make_spec(max_tokens=24, max_sequences=6, kv_tokens=4 * blocks)
     bench = Bench(spec, paged=paged, together=together)
     check(bench, [prompt for prompt, _ in asked], [sampling for _, sampling in asked])

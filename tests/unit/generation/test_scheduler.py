@@ -12,7 +12,7 @@ import pytest
 from generation_engines import Bench, make_spec
 
 from headrace.runtimes.generation import scheduler as scheduler_module
-from headrace.runtimes.generation.base import GenerationSpec
+from headrace.runtimes.generation.base import GenerationSpec, Together
 from headrace.runtimes.generation.blocks import BlockManager
 from headrace.runtimes.generation.parameters import Sampling
 from headrace.runtimes.generation.scheduler import DRAFTING_SEQUENCES, Plan, Scheduler
@@ -22,11 +22,11 @@ from headrace.runtimes.generation.sequence import NO_SLOT, Request, Sequence
 class Desk:
     """A scheduler whose steps all succeed and sample token 1."""
 
-    def __init__(self, spec: GenerationSpec) -> None:
+    def __init__(self, spec: GenerationSpec, together: Together = "alike") -> None:
         self.spec = spec
         self.released: list[int] = []
         self.blocks = BlockManager(spec.kv_tokens // spec.block_tokens)
-        self.scheduler = Scheduler(spec, self.blocks, self.released.append)
+        self.scheduler = Scheduler(spec, self.blocks, self.released.append, together)
         self.arrivals = 0
 
     def add(self, length: int, *, priority: int = 0, slots: int = 1) -> Sequence:
@@ -96,9 +96,10 @@ def prompt_chunks(desk: Desk, steps: int) -> list[list[int]]:
     return [[size for _, size in desk.sizes() if size > 1] for _ in range(steps)]
 
 
-def paced(decoding: int) -> Desk:
+def paced(decoding: int, together: Together = "alike") -> Desk:
     """A desk where so many sequences decode."""
-    desk = Desk(make_spec(max_sequences=48, step_tokens=128, prefill_tokens=1024, kv_tokens=1 << 14))
+    spec = make_spec(max_sequences=48, step_tokens=128, prefill_tokens=1024, kv_tokens=1 << 14)
+    desk = Desk(spec, together)
     for _ in range(decoding):
         desk.add(2)
     desk.step()
@@ -116,6 +117,13 @@ def paced(decoding: int) -> Desk:
 )
 def test_prompts_are_computed_at_a_pace_that_decodes_keep_up_with(decoding: int, chunks: list[int]) -> None:
     desk = paced(decoding)
+    desk.add(200)
+    assert prompt_chunks(desk, len(chunks) + 1) == [*([size] for size in chunks), []]
+
+
+@pytest.mark.parametrize(("decoding", "chunks"), [(6, [48, 48, 48, 56]), (20, [60, 60, 80]), (44, [128, 72])])
+def test_prompts_in_the_runs_of_decodes_are_cut_shorter(decoding: int, chunks: list[int]) -> None:
+    desk = paced(decoding, "mixed")
     desk.add(200)
     assert prompt_chunks(desk, len(chunks) + 1) == [*([size] for size in chunks), []]
 
