@@ -27,6 +27,7 @@ from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.kept import load_shared
 from headrace.runtimes.onnx.options import (
     SHORT_SPINNING,
+    STILL_BETWEEN_RUNS,
     THREADS,
     Provider,
     check_providers,
@@ -78,7 +79,7 @@ def _mixed(
     """
     if not spec.mixed_runs or spec.max_sequences == 1 or find_spec("onnx") is None:
         return None
-    return load_shared(instance, file, file, options, chosen, mixed=True)
+    return load_shared(instance, file, file, {**STILL_BETWEEN_RUNS, **options}, chosen, mixed=True)
 
 
 class OnnxDecoder:
