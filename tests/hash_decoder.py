@@ -65,9 +65,9 @@ class HashDecoder:
         slots = [chunk.slot for chunk in chunks]
         assert len(set(slots)) == len(slots)
         assert len(groups(chunks, self.together)) == 1
-        rows = [row for chunk in chunks for row in self._compute(chunk)]
         if any(self.fail_on in chunk.tokens for chunk in chunks):
             raise ModelError("the decoder was told to fail")
+        rows = [row for chunk in chunks for row in self._compute(chunk)]
         return np.stack(rows) if rows else np.empty((0, self.vocabulary_size), np.float32)
 
     def _compute(self, chunk: Chunk) -> Iterator[NDArray[np.float32]]:

@@ -166,6 +166,9 @@ class Engine:
             results = self._compute(plan)
         except Exception as error:  # noqa: BLE001 - the requests of these chunks end, the engine does not
             times.failures += 1
+            if self._decoder.together == "mixed" and len(parts := list(plan.passes("alike"))) > 1:
+                # decodes are not to end with the prompt beside them
+                return [event for part in parts for event in self._run(part, time.perf_counter_ns())]
             text = failure(error)
             requests = {sequence.request: None for sequence in plan.sequences}
             for request in requests:

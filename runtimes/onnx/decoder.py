@@ -8,6 +8,7 @@ that (``mixed_graph``), computes a prompt beside them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,12 +109,9 @@ class OnnxDecoder:
                 keep_tokens=spec.kv_tokens // spec.max_sequences,
             )
         )
+        self._longest = spec.max_tokens
         self._runs = Runs(session, graph, self._cache.rows, mixed)
-        self._together: Together = "alike" if mixed is None else "mixed"
-        if mixed is not None:
-            # the first such run maps the weights; the rows are nobody's yet
-            self._runs.begin(0)
-            self._runs.run_beside(decodes([0], [0], []), prompts(1, [[0, 0]], 0, [0]))
+        self._together: Together = "alike" if mixed is None or not self._try_beside() else "mixed"
 
     @property
     def vocabulary_size(self) -> int:
@@ -161,7 +159,8 @@ class OnnxDecoder:
         longer.sort(key=lambda index: cache.row(chunks[index].slot))
         parts = self._prompts([chunks[index] for index in longer]) if longer else []
         if single:
-            beside = parts[0] if parts and parts[0].total < cache.rows.shape[-2] else None
+            # a row in between writes behind it (``_decodes``), where there must be room
+            beside = parts[0] if parts and parts[0].total < self._longest else None
             ahead = self._decodes([chunks[index] for index in single], count, beside)
             if beside is None:
                 self._runs.run(ahead)
@@ -170,6 +169,16 @@ class OnnxDecoder:
         for part in parts:
             self._runs.run(part)
         return single + longer
+
+    def _try_beside(self) -> bool:
+        """Run decodes beside a prompt once, which maps the weights; the rows are nobody's yet."""
+        self._runs.begin(0)
+        try:
+            self._runs.run_beside(decodes([0], [0], []), prompts(1, [[0, 0]], 0, [0]))
+        except ModelError as error:
+            sys.stderr.write(f"prompts are computed apart from decodes: {error}\n")
+            return False
+        return True
 
     def _prompts(self, chunks: Sequence[Chunk]) -> list[Part]:
         """Chunks of more than one token; together if their rows are neighbours."""

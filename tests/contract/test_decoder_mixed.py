@@ -132,24 +132,28 @@ def test_logits_are_those_of_runs_apart(exported: Path, weights: Path) -> None:
             del running[slot]
 
 
-@pytest.mark.parametrize("length", [LONGEST - 1, LONGEST])
-def test_a_prompt_may_fill_its_row(
-    exported: Path, weights: Path, reference: Any, count: Count, length: int
-) -> None:
+@pytest.mark.parametrize(
+    "longest", [LONGEST, LONGEST - 14], ids=["rows as long", "rows longer for their pages"]
+)
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_prompt_may_fill_its_row(tmp_path: Path, count: Count, longest: int, spare: int) -> None:
     """Where nothing is left behind it for a row in between to write to, it is computed apart."""
-    decoder = load(exported, weights)
-    rows = decoder._cache.rows.shape[-2]
-    texts = [text(4), text(length), text(6)]
-    decoder.step([whole(slot, texts[slot], 0) for slot in (0, 1, 2)])
-    decoder.release(1)
-    decoder.step([whole(1, texts[1][:-2], 0)])
-    for slot in (0, 2):
-        texts[slot].append(30)
-    count.take()
-    last = Chunk(1, texts[1][-2:], length - 2, table(1), 1, fresh=False)
-    found = decoder.step([one(0, texts[0]), last, one(2, texts[2])])
-    agree(found, np.stack([expected(reference, tokens)[-1] for tokens in texts]))
-    assert count.take() == (["run", "run"] if length == rows else ["run_beside"])
+    exported = export(tmp_path, max_position_embeddings=longest)
+    both = [
+        load(exported, tmp_path / "weights", max_tokens=longest, mixed_runs=mixed) for mixed in (True, False)
+    ]
+    texts = [text(4), text(longest - spare), text(6)]
+    found = []
+    for decoder in both:
+        decoder.step([whole(slot, texts[slot], 0) for slot in (0, 1, 2)])
+        decoder.release(1)
+        decoder.step([whole(1, texts[1][:-2], 0)])
+        count.take()
+        last = Chunk(1, texts[1][-2:], len(texts[1]) - 2, table(1), 1, fresh=False)
+        found.append(decoder.step([one(0, [*texts[0], 30]), last, one(2, [*texts[2], 30])]).copy())
+        apart = decoder.together == "alike" or not spare
+        assert count.take() == (["run", "run"] if apart else ["run_beside"])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +174,19 @@ def test_without_the_package_that_edits_graphs_there_is_none(
     monkeypatch.setattr(loading, "find_spec", lambda _: None)
     assert load(exported, tmp_path).together == "alike"
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_cannot_be_run_is_done_without(
+    exported: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ModelError("ONNX Runtime failed: no memory")
+
+    monkeypatch.setattr(Runs, "run_beside", fail)
+    decoder = load(exported, weights)
+    assert decoder.together == "alike"
+    assert "apart from decodes: ONNX Runtime failed: no memory" in capfd.readouterr().err
+    assert len(decoder.step([whole(0, text(4)), whole(1, text(9))])) == 2
 
 
 def test_what_was_made_is_kept(exported: Path, tmp_path: Path, count: Count) -> None:

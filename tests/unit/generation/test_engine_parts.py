@@ -48,6 +48,25 @@ def test_prompts_of_like_length_are_one_part() -> None:
         assert bench.results[request].outcome() == expected(prompt, GREEDY, bench.spec).outcome()
 
 
+def test_decodes_do_not_end_with_the_prompt_beside_them() -> None:
+    bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together="mixed")
+    others = [bench.add(prompt_of(length, length), GREEDY) for length in (7, 9)]
+    bench.step()
+    bench.decoder.fail_on = 2
+    failing = bench.add([5, 2, 6], GREEDY)
+    bench.decoder.steps.clear()
+    bench.step()
+    assert bench.results[failing].rejected == Rejected(failing, "execution", "the decoder was told to fail")
+    assert [[len(chunk.tokens) for chunk in step] for step in bench.decoder.steps] == [[1, 1, 3], [1, 1], [3]]
+    assert [len(bench.results[other].samples[0]) for other in others] == [2, 2]
+    bench.decoder.fail_on = None
+    bench.run()
+    for other, length in zip(others, (7, 9), strict=True):
+        wanted = expected(prompt_of(length, length), GREEDY, bench.spec)
+        assert bench.results[other].outcome() == wanted.outcome()
+    bench.assert_empty()
+
+
 def test_a_part_that_fails_ends_its_own_request_only() -> None:
     bench = Bench(make_spec(max_sequences=4, prefill_tokens=64), together="alike")
     failing = bench.add([5, 2, 6], GREEDY)
