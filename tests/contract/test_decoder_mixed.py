@@ -153,7 +153,7 @@ def test_a_prompt_may_fill_its_row(tmp_path: Path, count: Count, longest: int, s
         found.append(decoder.step([one(0, [*texts[0], 30]), last, one(2, [*texts[2], 30])]).copy())
         apart = decoder.together == "alike" or not spare
         assert count.take() == (["run", "run"] if apart else ["run_beside"])
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(
