@@ -81,9 +81,8 @@ class Runs:
         self._graph = graph
         # A binding names the memory of all planes of some rows; making one takes as long as a small layer.
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._mixed = mixed
         # There are too many pairs of rows to keep a binding for each: one is changed where it has to be.
-        self._beside: ort.IOBinding | None = None if mixed is None else mixed.io_binding()
+        self._mixed = None if mixed is None else (mixed, mixed.io_binding())
         self._bound: dict[str, tuple[int, int]] = {}
         self._logits = np.empty((0, graph.vocabulary_size), np.float32)
         self._count = 0
@@ -127,11 +126,11 @@ class Runs:
             ModelError: ONNX Runtime failed.
         """
         assert self._mixed is not None  # noqa: S101 - the caller knows what it has loaded
-        assert self._beside is not None  # noqa: S101
+        session, binding = self._mixed
         for prefix, part in (("", first), (PROMPTS, second)):
             span = (part.row, len(part.ids))
             if self._bound.get(prefix) != span:
-                self._bind_rows(self._beside, *span, prefix)
+                self._bind_rows(binding, *span, prefix)
                 self._bound[prefix] = span
         feed: dict[str, NDArray[Any]] = {
             IDS: _flat(first.ids, second.ids),
@@ -144,7 +143,7 @@ class Runs:
         if self._graph.has_positions:
             feed[POSITIONS] = _flat(_positions(first), _positions(second))
         wanted = np.concatenate((first.wanted, second.wanted + first.ids.size))
-        self._run(self._mixed, self._beside, feed, wanted)
+        self._run(session, binding, feed, wanted)
 
     def _run(
         self,

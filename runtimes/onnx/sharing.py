@@ -125,7 +125,7 @@ class SharedGraph:
             (making / _RECORD).write_bytes(msgspec.json.encode(outcome))
             making.replace(self._folder)
         if not done:
-            _say(self._model, text)
+            _say(self._model, text, mixed=self._mixed)
         return outcome
 
     def discard(self) -> None:
@@ -156,7 +156,7 @@ def shared_graph(
             return None
         outcome = shared.read() or shared.make()
     except OSError as error:
-        _say(str(model), str(error))
+        _say(str(model), str(error), mixed=mixed)
         return None
     return shared if outcome.graph else None
 
@@ -172,5 +172,6 @@ def _processor() -> str:
     return json.dumps(found)
 
 
-def _say(model: str, text: str) -> None:
-    sys.stderr.write(f"{model}: instances do not share weights: {text}\n")
+def _say(model: str, text: str, *, mixed: bool) -> None:
+    what = "prompts are computed apart from decodes" if mixed else "instances do not share weights"
+    sys.stderr.write(f"{model}: {what}: {text}\n")

@@ -24,6 +24,7 @@ from headrace.runtimes.onnx.decoder_runs import Runs
 from headrace.runtimes.onnx.mixed_graph import NotMixedError, mix
 from headrace.runtimes.onnx.options import session_options
 from headrace.runtimes.onnx.preparing import GRAPH, NotPreparedError, prepare
+from headrace.runtimes.onnx.sharing import shared_graph
 
 
 def export(folder: Path, kind: str = "Llama", **changes: Any) -> Path:
@@ -273,12 +274,17 @@ def test_graphs_that_cannot_be_mixed(exported: Path, change: Any, reason: str) -
         mix(model.graph)
 
 
-def test_why_there_is_none_is_said(exported: Path, tmp_path: Path) -> None:
+def test_why_there_is_none_is_said(exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(str(exported / "model.onnx"))
     with_bias(model.graph)
-    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = tmp_path / "model.onnx"
+    onnx.save(model, str(file))
     with pytest.raises(NotPreparedError, match="takes positions or a bias"):
-        prepare(tmp_path / "model.onnx", tmp_path, {}, mixed=True)
+        prepare(file, tmp_path, {}, mixed=True)
+    assert shared_graph(tmp_path / "weights", file, file, {}, mixed=True) is None
+    said = capfd.readouterr().err
+    assert f"{file}: prompts are computed apart from decodes: the attention" in said
+    assert "takes positions or a bias" in said
 
 
 def sessions(plain: Path, changed: Any) -> tuple[Any, Any]:
