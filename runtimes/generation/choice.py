@@ -34,6 +34,7 @@ class Pick:
 def choose(
     picks: Rows[Pick],
     logits: NDArray[np.float32],
+    best: NDArray[np.intp],
     sampler: Sampler,
     eos_ids: Container[int],
     fail: Callable[[Request, Exception], None],
@@ -42,16 +43,16 @@ def choose(
 
     Each is sampled as if there were no guesses; where it is the guessed one, the row behind the guess is that
     of the next token. The sampler may change ``logits``. What it raises goes to ``fail``, with every request
-    that it was sampling for.
+    that it was sampling for. ``best`` is where each row of ``logits`` has its maximum.
     """
     active = [pick for pick in picks if not pick.sequence.request.closed]
     depth = count = 0
     while active:
         rows = [pick.row + depth for pick in active]
         # every row once and in order is the array itself
-        own = logits if rows == list(range(len(logits))) else logits[rows]
+        own, own_best = (logits, best) if rows == list(range(len(logits))) else (logits[rows], best[rows])
         try:
-            chosen = sampler.sample(own, [pick.state for pick in active])
+            chosen = sampler.sample(own, [pick.state for pick in active], own_best)
         except Exception as error:  # noqa: BLE001 - how far it got cannot be told
             for pick in active:
                 fail(pick.sequence.request, error)

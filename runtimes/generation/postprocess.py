@@ -40,6 +40,7 @@ class _Work:
 
     def __init__(self, logits: Logits) -> None:
         self.logits = logits
+        self.best = logits.argmax(axis=1)
         self.picks: list[Pick] = []
         self.searched: dict[Request, dict[Sequence, int]] = {}
 
@@ -68,9 +69,8 @@ class Postprocessor:
         """Return what a step brought; ``logits`` are the decoder's, of all chunks of the plan."""
         self._events = []
         work = _Work(logits)
-        with np.errstate(invalid="ignore"):
-            # NaN and infinity come through the maximum; -inf alone is a token that cannot be
-            finite = np.isfinite(logits.max(axis=1)).tolist() if len(logits) else []
+        # NaN and infinity come before all others; -inf alone is a token that cannot be
+        finite = np.isfinite(logits[np.arange(len(logits)), work.best]).tolist()
         sound = all(finite)
         picks = work.picks
         row = 0
@@ -91,7 +91,7 @@ class Postprocessor:
                 # what nearly all sequences of nearly all steps are: one more token
                 self._scheduler.advance(sequence, len(sequence.tokens))
                 picks.append(Pick(sequence, state, first))
-        self.generated += choose(picks, logits, self._sampler, self._eos_ids, self._fail)
+        self.generated += choose(picks, logits, work.best, self._sampler, self._eos_ids, self._fail)
         for pick in picks:
             if pick.sequence.slot == NO_SLOT and pick.ending is None:
                 self._guarded(pick.sequence.request, self._fork, pick.sequence)

@@ -108,16 +108,22 @@ class Sampler:
         if state.matcher is not None:
             state.matcher.accept(token)
 
-    def sample(self, logits: NDArray[np.float32], states: Sequence[SamplerState]) -> list[TokenSample]:
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        states: Sequence[SamplerState],
+        best: NDArray[np.intp] | None = None,
+    ) -> list[TokenSample]:
         """Choose the next token of each sequence and add it to its state.
 
         Args:
             logits: ``[R, V]``, a row for each state; may be changed.
             states: different objects.
+            best: ``[R]``, where each row has its maximum; found here where it is not known.
         """
         with np.errstate(all="ignore"):  # -inf and extreme temperatures are ordinary here
             plain = all(_is_plain(state) for state in states)
-            tokens = logits.argmax(axis=1).tolist() if plain else None
+            tokens = (logits.argmax(axis=1) if best is None else best).tolist() if plain else None
             chosen = []
             for index, state in enumerate(states):
                 row = logits[index]

@@ -62,6 +62,39 @@ def prompts(row: int, tokens: Sequence[Sequence[int]], start: int, logits: Seque
     return Part(row, ids, ends, start + width, np.array(wanted, np.int64))
 
 
+class _Binding:
+    """A session's inputs and outputs. What is fed in the shape of the last time goes where that lay."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._fed: dict[str, NDArray[Any]] = {}
+        self._logits = (0, 0)
+
+    def bind_rows(self, past: str, present: str, view: NDArray[Any]) -> None:
+        """Read and write KV in place."""
+        kind, address = view.dtype.type, view.ctypes.data
+        self._binding.bind_input(past, "cpu", 0, kind, view.shape, address)
+        self._binding.bind_output(present, "cpu", 0, kind, view.shape, address)
+
+    def feed(self, name: str, array: NDArray[Any]) -> None:
+        """Read ``array``, which is kept and may be written to by later calls."""
+        known = self._fed.get(name)
+        if known is not None and known.shape == array.shape:
+            known[...] = array
+            return
+        self._fed[name] = array
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self, logits: NDArray[np.float32], options: ort.RunOptions) -> None:
+        """Run, and write ``logits``; raises what ONNX Runtime raises."""
+        place = (logits.ctypes.data, len(logits))
+        if place != self._logits:
+            self._binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, place[0])
+            self._logits = place
+        self._session.run_with_iobinding(self._binding, options)
+
+
 class Runs:
     """Binds rows, runs, and collects the logits of one step after another."""
 
@@ -80,9 +113,9 @@ class Runs:
         self._session = session
         self._graph = graph
         # A binding names the memory of all planes of some rows; making one takes as long as a small layer.
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int], _Binding] = {}
         # There are too many pairs of rows to keep a binding for each: one is changed where it has to be.
-        self._mixed = None if mixed is None else (mixed, mixed.io_binding())
+        self._mixed = None if mixed is None else _Binding(mixed)
         self._bound: dict[str, tuple[int, int]] = {}
         self._logits = np.empty((0, graph.vocabulary_size), np.float32)
         self._count = 0
@@ -110,12 +143,12 @@ class Runs:
         rows = len(part.ids)
         binding = self._bindings.get((part.row, rows))
         if binding is None:
-            binding = self._bindings[part.row, rows] = self._session.io_binding()
+            binding = self._bindings[part.row, rows] = _Binding(self._session)
             self._bind_rows(binding, part.row, rows)
         feed: dict[str, NDArray[Any]] = {IDS: part.ids, **_lengths(part)}
         if self._graph.has_positions:
             feed[POSITIONS] = _positions(part)
-        self._run(self._session, binding, feed, part.wanted)
+        self._run(binding, feed, part.wanted)
 
     def run_beside(self, first: Part, second: Part) -> None:
         """Compute both in one run of ``mixed``: ``first`` are decodes, the logits of which come first.
@@ -126,7 +159,7 @@ class Runs:
             ModelError: ONNX Runtime failed.
         """
         assert self._mixed is not None  # noqa: S101 - the caller knows what it has loaded
-        session, binding = self._mixed
+        binding = self._mixed
         for prefix, part in (("", first), (PROMPTS, second)):
             span = (part.row, len(part.ids))
             if self._bound.get(prefix) != span:
@@ -143,34 +176,23 @@ class Runs:
         if self._graph.has_positions:
             feed[POSITIONS] = _flat(_positions(first), _positions(second))
         wanted = np.concatenate((first.wanted, second.wanted + first.ids.size))
-        self._run(session, binding, feed, wanted)
+        self._run(binding, feed, wanted)
 
-    def _run(
-        self,
-        session: ort.InferenceSession,
-        binding: ort.IOBinding,
-        feed: dict[str, NDArray[Any]],
-        wanted: NDArray[np.int64],
-    ) -> None:
+    def _run(self, binding: _Binding, feed: dict[str, NDArray[Any]], wanted: NDArray[np.int64]) -> None:
         feed[WANTED] = wanted
-        # The arrays of ``feed`` live until the run is over; the next run of this binding replaces them.
         for name, array in feed.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            binding.feed(name, array)
         logits = self._logits[self._count : self._count + len(wanted)]
-        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._count += len(wanted)
         try:
-            session.run_with_iobinding(binding, self._options)
+            binding.run(logits, self._options)
         except Exception as error:
             raise run_error(error) from error
 
-    def _bind_rows(self, binding: ort.IOBinding, row: int, count: int, prefix: str = "") -> None:
+    def _bind_rows(self, binding: _Binding, row: int, count: int, prefix: str = "") -> None:
         """Bind the KV of ``count`` rows from ``row`` on, in and out in place."""
-        kind = self._graph.dtype.type
         for (past, present), plane in zip(self._graph.caches, self.rows, strict=True):
-            view = plane[row : row + count]
-            binding.bind_input(prefix + past, "cpu", 0, kind, view.shape, view.ctypes.data)
-            binding.bind_output(prefix + present, "cpu", 0, kind, view.shape, view.ctypes.data)
+            binding.bind_rows(prefix + past, prefix + present, plane[row : row + count])
 
 
 def _lengths(part: Part) -> dict[str, NDArray[Any]]:
