@@ -25,8 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[onnx,torch,demo,dev]'
 	@touch $@
 
-# An editable install compiles the stubs, and maps API folders that are new.
-$(STUBS): $(INSTALLED) $(PROTOS)
+# An editable install compiles the stubs and the operator, and maps API folders that are new.
+$(STUBS): $(INSTALLED) $(PROTOS) runtimes/onnx/linear.c
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 

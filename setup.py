@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Command, find_packages, setup
+from setuptools import Command, Extension, find_packages, setup
 from setuptools.command.build import build
 from setuptools.command.build_py import build_py
 
@@ -139,7 +139,16 @@ class build_py_without_stubs(build_py):  # noqa: N801 -- see build_protos
 
 build.sub_commands = [("build_protos", None), *build.sub_commands]
 
+# Optional: without a compiler decoders use ONNX Runtime's own operator. It is no module to import.
+LINEAR = Extension(
+    "headrace.runtimes.onnx._linear",
+    ["runtimes/onnx/linear.c"],
+    extra_compile_args=["-O3", "-fvisibility=hidden"],
+    optional=True,
+)
+
 setup(
+    ext_modules=[LINEAR],
     cmdclass={"build_protos": build_protos, "build_py": build_py_without_stubs},
     package_dir={
         "headrace.server": "server",

@@ -26,6 +26,7 @@ from headrace.runtimes.onnx.decoder_runs import Part, Runs, decodes, prompts
 from headrace.runtimes.onnx.errors import load_error
 from headrace.runtimes.onnx.files import find_model
 from headrace.runtimes.onnx.kept import load_shared
+from headrace.runtimes.onnx.linear import load_linear
 from headrace.runtimes.onnx.options import (
     SHORT_SPINNING,
     STILL_BETWEEN_RUNS,
@@ -60,7 +61,9 @@ def load(instance: InstanceSpec) -> OnnxDecoder:
     threads = str(max(instance.threads, instance.lone_threads))
     options = {THREADS: threads, **SHORT_SPINNING, **instance.options}
     try:
-        session = ort.InferenceSession(str(file), session_options(options), providers=chosen)
+        session = load_linear(file, options, chosen) or ort.InferenceSession(
+            str(file), session_options(options), providers=chosen
+        )
     except Exception as error:
         raise load_error(error, file) from error
     check_providers(chosen, session.get_providers())
