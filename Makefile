@@ -6,6 +6,7 @@ PROTOS := $(shell find protos -name '*.proto')
 INSTALLED := $(VENV)/.installed
 STUBS  := $(VENV)/.stubs
 CLIENTS := .cache/clients
+HARNESS := .cache/harness
 
 .PHONY: help venv stubs clients typing lint demo serve test bench clean
 .DEFAULT_GOAL := help
@@ -40,7 +41,12 @@ $(CLIENTS)/.installed: constraints-clients.txt
 	$(CLIENTS)/bin/python -m pip install -q -c constraints-clients.txt cohere langchain-huggingface numpy text-generation
 	@touch $@
 
-clients: $(CLIENTS)/.installed ## make the environment of client libraries that the tests run
+$(HARNESS)/.installed: constraints-harness.txt
+	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install -q -c constraints-harness.txt 'lm-eval[api]'
+	@touch $@
+
+clients: $(CLIENTS)/.installed $(HARNESS)/.installed ## make the environments of client libraries that the tests run
 
 typing: ## make build/typing: the import names as folders, for type checkers and editors
 	@rm -rf build/typing && mkdir -p build/typing/headrace

@@ -1,7 +1,10 @@
-"""What lm-evaluation-harness's ``local-completions`` asks, checked against transformers' own numbers."""
+"""lm-evaluation-harness's ``local-completions``: itself, and what it asks, beside transformers' numbers."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +14,8 @@ import pytest
 from tokenizers import Tokenizer
 
 MODEL = "smollm2"
+HARNESS = Path(__file__).resolve().parents[2] / ".cache/harness/bin/python"
+TASK = Path(__file__).parent / "clients" / "lm_eval_task.py"
 PAIRS = [
     ("The capital of France is", " Paris"),
     ("The capital of France is", " a banana"),
@@ -91,6 +96,28 @@ async def test_loglikelihoods(server: Any, tokenizer: Tokenizer, expected: list[
     )
     assert [entry.greedy for entry in found] == [entry.greedy for entry in expected]
     assert found[0].logprob > found[1].logprob
+
+
+def test_the_harness_itself(server: Any, expected: list[Scored], tmp_path: Path) -> None:
+    """A task of its own making, with tokens and log-likelihoods from the server, through Envoy."""
+    (context, right), (_, wrong), *others = PAIRS[:-1]
+    asked = [(context, [right, wrong]), *[(text, [continuation]) for text, continuation in others]]
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"question": text, "choices": choices, "answer": 0} for text, choices in asked]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = subprocess.run(
+        [HARNESS, TASK, f"{server.url}/models/{MODEL}/proxy", MODEL, questions],
+        capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout)
+    assert found["accuracy"] == 1
+    scores = [Scored(*choice) for answer in found["answers"] for choice in answer]
+    np.testing.assert_allclose(
+        [entry.logprob for entry in scores], [entry.logprob for entry in expected[:-1]], atol=1e-3, rtol=1e-4
+    )
+    assert [entry.greedy for entry in scores] == [entry.greedy for entry in expected[:-1]]
 
 
 async def test_the_remote_tokenizer(server: Any, tokenizer: Tokenizer) -> None:
