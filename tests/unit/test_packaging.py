@@ -65,9 +65,9 @@ def wheel_names() -> set[str]:
 
 
 def sources(*folders: str) -> list[Path]:
-    """Files of the source folders, caches and what is compiled excepted."""
+    """Files of the source folders, caches excepted."""
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    return [path for path in files if "__pycache__" not in path.parts and path.suffix not in (".md", ".c")]
+    return [path for path in files if "__pycache__" not in path.parts and path.suffix != ".md"]
 
 
 @pytest.mark.slow
