@@ -74,10 +74,10 @@ def _register(options: ort.SessionOptions) -> bool:
     spec = find_spec(_LIBRARY)
     if spec is None or spec.origin is None:
         return False
-    ctypes.CDLL(spec.origin)  # stays until the process ends, whichever session ends before
     try:
+        ctypes.CDLL(spec.origin)  # stays until the process ends, whichever session ends before
         options.register_custom_ops_library(spec.origin)
-    except Exception:  # noqa: BLE001 - ONNX Runtime's own, on processors without AVX-512
+    except Exception:  # noqa: BLE001 - built for another system, or (ONNX Runtime's own) no AVX-512
         return False
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_without_the_library_or_onnx_nothing_is_rewritten(
 ) -> None:
     monkeypatch.setattr(linear, "find_spec", found)
     assert linear.load_linear(save(tmp_path, 64, 64), OPTIONS, [CPU]) is None
+
+
+def test_a_library_that_cannot_be_loaded_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save(tmp_path, 64, 64)
+    monkeypatch.setattr(linear, "find_spec", lambda name: ModuleSpec(name, None, origin=str(file)))
+    assert linear.load_linear(file, OPTIONS, [CPU]) is None
 
 
 @needs_operator
