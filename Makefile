@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	@touch $@
 
 # An editable install compiles the stubs and the operator, and maps API folders that are new.
-$(STUBS): $(INSTALLED) $(PROTOS) runtimes/onnx/linear.c
+$(STUBS): $(INSTALLED) $(PROTOS) $(wildcard runtimes/onnx/native/*)
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -139,16 +139,18 @@ class build_py_without_stubs(build_py):  # noqa: N801 -- see build_protos
 
 build.sub_commands = [("build_protos", None), *build.sub_commands]
 
-# Optional: without a compiler decoders use ONNX Runtime's own operator. It is no module to import.
-LINEAR = Extension(
-    "headrace.runtimes.onnx._linear",
-    ["runtimes/onnx/linear.c"],
+# Optional: without a compiler ONNX Runtime's own operators serve. It is no module to import.
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "runtimes/onnx/native").glob("*.c"))
+OPERATORS = Extension(
+    "headrace.runtimes.onnx._operators",
+    SOURCES,
+    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "runtimes/onnx/native").glob("*.h")),
     extra_compile_args=["-O3", "-fvisibility=hidden"],
     optional=True,
 )
 
 setup(
-    ext_modules=[LINEAR],
+    ext_modules=[OPERATORS],
     cmdclass={"build_protos": build_protos, "build_py": build_py_without_stubs},
     package_dir={
         "headrace.server": "server",

@@ -10,12 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.encoder_facts import EncoderFacts, read_facts
-from headrace.runtimes.onnx.fusion_cache import packed_form
+from headrace.runtimes.onnx.fusion_cache import forms_of
 from headrace.runtimes.onnx.fusion_check import DifferentGraphsError, compare
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LARGEST: Final = 600_000_000
 """Bytes of a graph with its weights: the optimiser copies a graph often and needs some seven times as much
@@ -28,7 +31,7 @@ class NotFusedError(Exception):
     """There is nothing to gain from a graph, or it cannot be fused; the text says why."""
 
 
-def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int) -> str:
+def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int, *, operators: bool = False) -> str:
     """Write ``model`` with its attention as single operators, once it is known to compute the same.
 
     If it can be done, a form that packs texts is written beside it (``packing``).
@@ -38,6 +41,7 @@ def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int) -> str:
         target: file to write; it may exist after an error too.
         facts: sizes of the encoder.
         pad_id: fills rows.
+        operators: whether to write, beside the packed form, one with our own operators (``encoder_graph``).
 
     Returns:
         What was done, for people.
@@ -55,29 +59,50 @@ def fuse(model: Path, target: Path, facts: EncoderFacts, pad_id: int) -> str:
     except DifferentGraphsError as error:
         raise NotFusedError(str(error)) from error
     done = f"{count} attention operators; outputs differ by {difference:.1e} at most"
-    return f"{done}; {_pack(model, target, facts, pad_id)}"
+    return f"{done}; {_pack(model, target, facts, pad_id, operators=operators)}"
 
 
-def _pack(model: Path, fused: Path, facts: EncoderFacts, pad_id: int) -> str:
-    """Write the form of ``fused`` that packs texts, if there is one that computes the same as ``model``.
+def _pack(model: Path, fused: Path, facts: EncoderFacts, pad_id: int, *, operators: bool) -> str:
+    """Write the forms of ``fused`` that pack texts and compute the same as ``model``.
 
     Returns:
         What was done, for people.
     """
     import onnx
 
+    from headrace.runtimes.onnx.encoder_graph import NotRewrittenError, use_operators
     from headrace.runtimes.onnx.packing import NotPackedError, pack
 
-    target = packed_form(fused)
+    _, packed, changed = forms_of(fused)
     graph = onnx.load(str(fused))
     try:
         pack(graph)
-        onnx.save(graph, str(target))
-        difference = compare(model, target, facts, pad_id)
+        done = f"texts are packed between them, which {_keep(model, graph, packed, facts, pad_id)}"
     except (NotPackedError, DifferentGraphsError) as error:
-        target.unlink(missing_ok=True)
         return f"texts are padded: {error}"
-    return f"texts are packed between them, which differs by {difference:.1e}"
+    if not operators:
+        return done
+    try:
+        count = use_operators(graph)
+        return f"{done}; {count} operators of our own, which {_keep(model, graph, changed, facts, pad_id)}"
+    except (NotRewrittenError, DifferentGraphsError) as error:
+        return f"{done}; no operators of our own: {error}"
+
+
+def _keep(model: Path, graph: ModelProto, target: Path, facts: EncoderFacts, pad_id: int) -> str:
+    """Write ``graph`` if it computes the same as ``model``; returns how far it is from that, for people.
+
+    Raises:
+        DifferentGraphsError: it does not.
+    """
+    import onnx
+
+    onnx.save(graph, str(target))
+    try:
+        return f"differs by {compare(model, target, facts, pad_id):.1e}"
+    except DifferentGraphsError:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _write(model: Path, target: Path, facts: EncoderFacts) -> int:
@@ -144,11 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--config", type=Path, help="config.json of the encoder")
     parser.add_argument("--pad", type=int, default=0, help="id that fills rows")
+    parser.add_argument("--operators", action="store_true", help="write the form with our own operators too")
     parser.add_argument("--parent", type=int, required=True, help="process id of the worker")
     arguments = parser.parse_args(argv)
     return child.serve(
         arguments.parent,
-        lambda: fuse(arguments.model, arguments.target, read_facts(arguments.config), arguments.pad),
+        lambda: fuse(
+            arguments.model,
+            arguments.target,
+            read_facts(arguments.config),
+            arguments.pad,
+            operators=arguments.operators,
+        ),
         NotFusedError,
     )
 

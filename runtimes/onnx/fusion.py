@@ -18,6 +18,7 @@ from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.encoder_facts import find_config
 from headrace.runtimes.onnx.fusing import LARGEST
 from headrace.runtimes.onnx.fusion_cache import Entry
+from headrace.runtimes.onnx.operators import available
 from headrace.runtimes.onnx.options import CPU, Provider, optimises
 
 SMALLEST: Final = 4 << 20
@@ -58,12 +59,13 @@ def fused_entry(model: Path, cache: Path, *, pad_id: int = 0, smallest: int = SM
         if not smallest <= size <= LARGEST or not all(map(find_spec, _NEEDED)):
             return None
         config = find_config(model)
-        entry = Entry(cache, model, [pad_id] if config is None else [pad_id, config])
+        operators = available()
+        entry = Entry(cache, model, [pad_id] if config is None else [pad_id, config], operators=operators)
         outcome = entry.read()
         if outcome is None:
             with entry.locked():
                 if (outcome := entry.read()) is None:
-                    _make(entry, model, config, pad_id)
+                    _make(entry, model, config, pad_id, operators=operators)
                     outcome = entry.read()
     except OSError as error:
         _say(model, f"attention not fused: {error}")
@@ -71,7 +73,7 @@ def fused_entry(model: Path, cache: Path, *, pad_id: int = 0, smallest: int = SM
     return entry if outcome is not None and outcome.size else None
 
 
-def _make(entry: Entry, model: Path, config: Path | None, pad_id: int) -> None:
+def _make(entry: Entry, model: Path, config: Path | None, pad_id: int, *, operators: bool) -> None:
     """Have a child process fuse the graph, and keep what came of it.
 
     Raises:
@@ -81,6 +83,8 @@ def _make(entry: Entry, model: Path, config: Path | None, pad_id: int) -> None:
     arguments: list[str | Path] = [model, target, "--pad", str(pad_id)]
     if config is not None:
         arguments += ["--config", config]
+    if operators:
+        arguments.append("--operators")
     done, text = child.run(_CHILD, arguments)
     entry.keep(text, target if done else None)
     if not done:

@@ -1,9 +1,10 @@
 """The folder that keeps fused graphs: one entry for each state of a model file.
 
 An entry is ``<source>-<key>.json``, which says what came of it, and, if the graph was fused,
-``<source>-<key>.onnx`` and, where texts can be packed, ``<source>-<key>.packed.onnx``. ``source`` is a
-digest of the model file's path, ``key`` of everything that the fused graph depends on. ``<source>.lock`` is
-held by the process that makes an entry.
+``<source>-<key>.onnx`` and, where texts can be packed, ``<source>-<key>.packed.onnx``, and that with our own
+operators, where these run, ``<source>-<key>.operators.onnx``. ``source`` is a digest of the model file's path
+and of whether operators run, ``key`` of everything that the fused graph depends on. ``<source>.lock`` is held
+by the process that makes an entry.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import onnxruntime as ort
 
 from headrace.runtimes.onnx.cache_files import digest, files_beside, locked, state
 
-REVISION: Final = 2
+REVISION: Final = 3
 """Of how graphs are fused: a higher one has all of them made again."""
 
 
@@ -31,12 +32,14 @@ class Outcome:
     Attributes:
         size: bytes of the fused graph; 0 when there is none.
         packed: bytes of the one that packs texts as well; 0 when there is none.
+        operators: bytes of that with our own operators; 0 when there is none.
         text: what was fused, or why nothing was.
         model: the file, for people.
     """
 
     size: int
     packed: int
+    operators: int
     text: str
     model: str
 
@@ -48,27 +51,33 @@ class Entry:
         cache: the folder; it need not exist.
         model: the model file.
         beside: other files and numbers that the fused graph depends on.
+        operators: whether our own run here.
 
     Raises:
         OSError: a file cannot be looked at.
     """
 
-    def __init__(self, cache: Path, model: Path, beside: Sequence[Path | int] = ()) -> None:
+    def __init__(
+        self, cache: Path, model: Path, beside: Sequence[Path | int] = (), *, operators: bool = False
+    ) -> None:
         self._cache = cache
         self._model = model.resolve()
-        self._source = digest(str(self._model))
+        # machines that share the folder, and have them or not, replace only what is theirs
+        self._source = digest(str(self._model), *["operators"] * operators)
         found: list[object] = [REVISION, ort.__version__, *map(state, files_beside(self._model))]
         found += [state(item) if isinstance(item, Path) else item for item in beside]
         stem = f"{self._source}-{digest(*found)}"
         self.graph = cache / f"{stem}.onnx"
         self.packed = cache / f"{stem}.packed.onnx"
+        self.operators = cache / f"{stem}.operators.onnx"
         self._record = cache / f"{stem}.json"
 
     def read(self) -> Outcome | None:
         """Return what came of it; None when it was not tried, or a graph is not as it was written."""
         try:
             found = Outcome(**json.loads(self._record.read_bytes()))
-            for file, size in ((self.graph, found.size), (self.packed, found.packed)):
+            sizes = (found.size, found.packed, found.operators)
+            for file, size in zip(self._forms, sizes, strict=True):
                 if size and file.stat().st_size != size:
                     return None
         except (OSError, ValueError, TypeError):
@@ -92,21 +101,22 @@ class Entry:
 
         Args:
             text: what was fused, or why nothing was.
-            graph: the temporary file, which is taken over with the packed form beside it.
+            graph: the temporary file, which is taken over with the other forms beside it.
 
         Raises:
             OSError: the folder cannot be written to.
         """
-        made = {} if graph is None else {graph: self.graph, packed_form(graph): self.packed}
+        made = {} if graph is None else dict(zip(forms_of(graph), self._forms, strict=True))
         for old in self._cache.glob(f"{self._source}-*"):
             if old not in made:
                 old.unlink(missing_ok=True)
-        sizes = {}
+        sizes = dict.fromkeys(self._forms, 0)
         for file, target in made.items():
             if file.exists():
                 sizes[target] = file.stat().st_size
                 file.replace(target)
-        outcome = Outcome(sizes.get(self.graph, 0), sizes.get(self.packed, 0), text, str(self._model))
+        size, packed, operators = sizes.values()
+        outcome = Outcome(size, packed, operators, text, str(self._model))
         written = self._record.with_suffix(".writing")
         written.write_text(json.dumps(asdict(outcome)))
         written.replace(self._record)
@@ -115,10 +125,14 @@ class Entry:
         """Forget the entry, so that the next load makes it again."""
         with contextlib.suppress(OSError):
             self._record.unlink(missing_ok=True)
-            self.graph.unlink(missing_ok=True)
-            self.packed.unlink(missing_ok=True)
+            for file in self._forms:
+                file.unlink(missing_ok=True)
+
+    @property
+    def _forms(self) -> tuple[Path, Path, Path]:
+        return self.graph, self.packed, self.operators
 
 
-def packed_form(graph: Path) -> Path:
-    """Return where the packed form of a graph that is being made is written."""
-    return graph.with_name(f"{graph.name}-packed")
+def forms_of(graph: Path) -> tuple[Path, Path, Path]:
+    """Return where the forms of a graph that is being made are written: fused, packed, with our operators."""
+    return graph, graph.with_name(f"{graph.name}-packed"), graph.with_name(f"{graph.name}-operators")

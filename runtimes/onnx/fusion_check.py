@@ -11,6 +11,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from headrace.runtimes.onnx.encoder_facts import EncoderFacts
+from headrace.runtimes.onnx.operators import register
+from headrace.runtimes.onnx.options import THREADS, session_options
 
 TOLERANCE: Final = 1e-4
 """Largest difference that is accepted, relative to the largest value of an output where that is above 1."""
@@ -24,7 +26,6 @@ _SPARE_POSITIONS: Final = 4
 _SEED: Final = 20
 _LEAST_ID: Final = 5  # ids below are often special; padding must not occur inside of a row
 _SOME_IDS: Final = 100  # where the size of the vocabulary is not known
-_ERRORS_ONLY: Final = 3
 _DTYPES: Final = (("tensor(int64)", np.int64), ("tensor(int32)", np.int32))
 
 
@@ -71,9 +72,8 @@ def _run(
     file: Path, facts: EncoderFacts, pad_id: int
 ) -> tuple[list[tuple[str, str]], list[list[NDArray[Any]]], list[NDArray[np.bool_]]]:
     """Return names and types of a graph's inputs and outputs, its outputs of each batch, and the masks."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = 1
+    options = session_options({THREADS: "1"})
+    register(options)
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(_SEED)
     results: list[list[NDArray[Any]]] = []

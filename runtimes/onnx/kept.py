@@ -10,6 +10,7 @@ from typing import Protocol
 import onnxruntime as ort
 
 from headrace.runtimes.base import InstanceSpec
+from headrace.runtimes.onnx.operators import register
 from headrace.runtimes.onnx.options import GRAPH_LEVEL, LEVEL_OFF, Provider, session_options
 from headrace.runtimes.onnx.sharing import shared_graph, wants_sharing
 
@@ -25,8 +26,10 @@ def load_kept(
     graph: Path, entry: Kept, options: Mapping[str, str], chosen: Sequence[Provider]
 ) -> ort.InferenceSession | None:
     """Load a graph that was kept; None, and its entry is dropped, when that fails."""
+    made = session_options(options)
+    register(made)
     try:
-        return ort.InferenceSession(str(graph), session_options(options), providers=chosen)
+        return ort.InferenceSession(str(graph), made, providers=chosen)
     except Exception as error:  # noqa: BLE001 - the plain graph is there whatever it is
         entry.discard()
         sys.stderr.write(f"{graph}: a kept graph cannot be loaded, a plainer one serves: {error}\n")

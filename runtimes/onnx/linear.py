@@ -1,4 +1,4 @@
-"""Decoders whose linear layers are computed by an operator of our own, ``linear.c``.
+"""Decoders whose linear layers are computed by an operator of our own, ``native/linear.c``.
 
 ONNX Runtime's MatMul is made for many rows; a step decodes few. Ours reads weights once, from front to back,
 and is shared out in pieces, so that a thread which is held up does not hold up the others. The weights are
@@ -8,11 +8,8 @@ compiler when Headrace was installed or of AVX-512, the graph is loaded as it is
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,16 +18,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from headrace.runtimes.graph_edits import replace_nodes
+from headrace.runtimes.onnx.operators import DOMAIN, NO_ACTIVATION, WIDTH, panels, register
 from headrace.runtimes.onnx.options import CPU, Provider, optimises, session_options
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-WIDTH: Final = 32
-"""Columns of a panel, as in ``linear.c``."""
-
-_LIBRARY: Final = "headrace.runtimes.onnx._linear"
-_DOMAIN: Final = "headrace"
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
@@ -45,7 +38,7 @@ def load_linear(
         chosen: its execution providers.
     """
     made = session_options(options)
-    if list(chosen) != [CPU] or not optimises(options) or not _register(made):
+    if list(chosen) != [CPU] or not optimises(options) or not register(made):
         return None
     try:
         return _load(file, made)
@@ -67,21 +60,6 @@ def _load(file: Path, options: ort.SessionOptions) -> ort.InferenceSession | Non
     return ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
 
 
-def _register(options: ort.SessionOptions) -> bool:
-    """Let sessions with ``options`` have the operator; False where it was not built, or does not run."""
-    if find_spec("onnx") is None:
-        return False
-    spec = find_spec(_LIBRARY)
-    if spec is None or spec.origin is None:
-        return False
-    try:
-        ctypes.CDLL(spec.origin)  # stays until the process ends, whichever session ends before
-        options.register_custom_ops_library(spec.origin)
-    except Exception:  # noqa: BLE001 - built for another system, or (ONNX Runtime's own) no AVX-512
-        return False
-    return True
-
-
 def _rewrite(model: ModelProto, folder: Path) -> dict[str, NDArray[np.float32]]:
     """Replace linear layers in place; returns the weights of those that stand for them, by name."""
     from onnx import helper
@@ -93,30 +71,13 @@ def _rewrite(model: ModelProto, folder: Path) -> dict[str, NDArray[np.float32]]:
         if name not in weights:
             weights[name] = panels(_read(tensor, folder), transposed=transposed)
             graph.initializer.append(_elsewhere(name, weights[name].shape))
-        node.op_type, node.domain = "Linear", _DOMAIN
+        node.op_type, node.domain = "Linear", DOMAIN
         node.input[1] = name
         del node.attribute[:]
+        node.attribute.append(helper.make_attribute("activation", NO_ACTIVATION))
     replace_nodes(graph, list(graph.node))
-    model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return weights
-
-
-def panels(weights: NDArray[np.float32], *, transposed: bool = False) -> NDArray[np.float32]:
-    """Lay out ``weights``, [terms, columns], for the operator: [columns / 32, terms, 32].
-
-    Args:
-        weights: the number of columns is a multiple of 32.
-        transposed: whether they are [columns, terms].
-    """
-    terms, columns = weights.shape[::-1] if transposed else weights.shape
-    # pages of its own, which go back when the session has copied them
-    memory = mmap.mmap(-1, weights.nbytes)
-    made = np.frombuffer(memory, np.float32).reshape(columns // WIDTH, terms, WIDTH)
-    if transposed:
-        made[:] = weights.reshape(-1, WIDTH, terms).swapaxes(1, 2)
-    else:
-        made[:] = weights.reshape(terms, -1, WIDTH).swapaxes(0, 1)
-    return made
 
 
 def _linear(graph: GraphProto) -> Iterator[tuple[NodeProto, TensorProto, bool]]:

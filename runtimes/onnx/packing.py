@@ -36,11 +36,13 @@ _TOKENWISE: Final = frozenset(
 )
 """Operators that treat each token on its own when all else that they take is the same for every token."""
 
-_PREFIX: Final = "packing/"
-_TOKENS: Final = f"{_PREFIX}tokens"
+PREFIX: Final = "packing/"
+TOKENS: Final = f"{PREFIX}tokens"
 """Where the tokens are among all positions, int64 [tokens]."""
-_PLACES: Final = f"{_PREFIX}places"
+PLACES: Final = f"{PREFIX}places"
 """Which token is at each position, int64 [rows, width]; at padding it is any."""
+WHOLE_MASK: Final = f"{PREFIX}mask/integers"
+"""The mask, int64 [rows, width]."""
 
 
 class NotPackedError(Exception):
@@ -131,10 +133,10 @@ class _Packing:
         made = NodeProto()
         made.CopyFrom(node)
         for at, name in enumerate(node.input):
-            made.input[at] = _PREFIX + name if name in self._packed else name
+            made.input[at] = PREFIX + name if name in self._packed else name
         self._packed.update(node.output)
         for at, name in enumerate(node.output):
-            made.output[at] = _PREFIX + name
+            made.output[at] = PREFIX + name
         for attribute in made.attribute:
             if node.op_type == "LayerNormalization" and attribute.name == "axis":
                 attribute.i = -1
@@ -155,19 +157,19 @@ class _Packing:
         name = node.output[0]
         bias = ""
         if whole:
-            sources = [f"{_PREFIX}{name}/{part}" for part in "qkv"]
-            yield from self._linear(_PREFIX + inputs[0], inputs[1], inputs[2], sources)
+            sources = [f"{PREFIX}{name}/{part}" for part in "qkv"]
+            yield from self._linear(PREFIX + inputs[0], inputs[1], inputs[2], sources)
         else:
-            sources, bias = [_PREFIX + each for each in inputs[:3]], inputs[3]
-        rows = [f"{_PREFIX}{name}/{part}/rows" for part in "qkv"]
+            sources, bias = [PREFIX + each for each in inputs[:3]], inputs[3]
+        rows = [f"{PREFIX}{name}/{part}/rows" for part in "qkv"]
         for source, target in zip(sources, rows, strict=True):
-            yield helper.make_node("Gather", [source, _PLACES], [target], axis=0)
+            yield helper.make_node("Gather", [source, PLACES], [target], axis=0)
         more = [inputs[at] for at in _MASK_AT[node.op_type]]
-        attention = helper.make_node(_SEPARATE, [*rows, bias, *more], [f"{_PREFIX}{name}/rows"])
+        attention = helper.make_node(_SEPARATE, [*rows, bias, *more], [f"{PREFIX}{name}/rows"])
         attention.domain = _MICROSOFT
         attention.attribute.extend(node.attribute)
         yield attention
-        yield from self._take(f"{_PREFIX}{name}/rows", name)
+        yield from self._take(f"{PREFIX}{name}/rows", name)
 
     def _linear(self, source: str, weight: str, bias: str, targets: list[str]) -> Iterator[NodeProto]:
         """Yield the layers that make queries, keys and values, whose weights lie side by side."""
@@ -184,35 +186,35 @@ class _Packing:
 
     def _places(self) -> Iterator[NodeProto]:
         """Yield what finds the tokens in the mask."""
-        mask, seen = f"{_PREFIX}mask", f"{_PREFIX}seen"
-        self._constant(f"{_PREFIX}all", np.array([-1], np.int64))
-        self._constant(f"{_PREFIX}zero", np.array(0, np.int64))
-        self._constant(f"{_PREFIX}one", np.array(1, np.int64))
-        yield helper.make_node("Cast", [MASK], [f"{mask}/integers"], to=TensorProto.INT64)
+        mask, seen = f"{PREFIX}mask", f"{PREFIX}seen"
+        self._constant(f"{PREFIX}all", np.array([-1], np.int64))
+        self._constant(f"{PREFIX}zero", np.array(0, np.int64))
+        self._constant(f"{PREFIX}one", np.array(1, np.int64))
+        yield helper.make_node("Cast", [MASK], [WHOLE_MASK], to=TensorProto.INT64)
         for kind, inputs, output in (
-            ("Reshape", [f"{mask}/integers", f"{_PREFIX}all"], mask),
-            ("NonZero", [mask], f"{_TOKENS}/found"),
-            ("Reshape", [f"{_TOKENS}/found", f"{_PREFIX}all"], _TOKENS),
-            ("CumSum", [mask, f"{_PREFIX}zero"], f"{seen}/count"),
-            ("Sub", [f"{seen}/count", f"{_PREFIX}one"], f"{seen}/last"),
-            ("Max", [f"{seen}/last", f"{_PREFIX}zero"], seen),
+            ("Reshape", [WHOLE_MASK, f"{PREFIX}all"], mask),
+            ("NonZero", [mask], f"{TOKENS}/found"),
+            ("Reshape", [f"{TOKENS}/found", f"{PREFIX}all"], TOKENS),
+            ("CumSum", [mask, f"{PREFIX}zero"], f"{seen}/count"),
+            ("Sub", [f"{seen}/count", f"{PREFIX}one"], f"{seen}/last"),
+            ("Max", [f"{seen}/last", f"{PREFIX}zero"], seen),
             ("Shape", [MASK], f"{mask}/shape"),
-            ("Reshape", [seen, f"{mask}/shape"], _PLACES),
+            ("Reshape", [seen, f"{mask}/shape"], PLACES),
         ):
             yield helper.make_node(kind, inputs, [output])
 
     def _take(self, rows: str, name: str) -> Iterator[NodeProto]:
         """Yield what packs ``rows``; the result is the packed form of ``name``."""
-        flat = f"{_PREFIX}{name}/flat"
+        flat = f"{PREFIX}{name}/flat"
         yield helper.make_node("Flatten", [rows], [flat], axis=2)
-        yield helper.make_node("Gather", [flat, _TOKENS], [_PREFIX + name], axis=0)
+        yield helper.make_node("Gather", [flat, TOKENS], [PREFIX + name], axis=0)
         self._packed.add(name)
 
     def _rows(self, name: str) -> Iterator[NodeProto]:
         """Yield what lays a packed value out in rows, unless that was done."""
         if name in self._packed and name not in self._in_rows:
             self._in_rows.add(name)
-            yield helper.make_node("Gather", [_PREFIX + name, _PLACES], [name], axis=0)
+            yield helper.make_node("Gather", [PREFIX + name, PLACES], [name], axis=0)
 
     def _constant(self, name: str, values: ArrayLike) -> None:
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))

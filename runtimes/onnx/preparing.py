@@ -21,6 +21,7 @@ from headrace.runtimes.base import ModelError
 from headrace.runtimes.datatypes import BYTES, NUMPY_TYPES
 from headrace.runtimes.onnx import child, mixed_check
 from headrace.runtimes.onnx.mixed_graph import NotMixedError, mix
+from headrace.runtimes.onnx.operators import register
 from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_OFF, THREADS, session_options
 from headrace.runtimes.onnx.types import tensor_spec
 
@@ -108,6 +109,7 @@ def _session(
 ) -> ort.InferenceSession:
     """Load ``graph``, and write what was made of it to ``target``."""
     chosen = session_options({**options, THREADS: "1"})
+    register(chosen)
     if target is not None:
         chosen.optimized_model_filepath = str(target)
     model = graph if isinstance(graph, bytes) else str(graph)

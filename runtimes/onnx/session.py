@@ -46,8 +46,8 @@ def load(instance: InstanceSpec) -> OnnxModel:
 
     ``instance.path`` is the model file or the folder with it (``files.find_model``); the options are those of
     ``options.session_options`` and ``options.providers``. A text encoder runs with fused attention where
-    that was possible (``fusion``), and packed if it can be (``packing``); weights are shared where they can
-    be (``sharing``).
+    that was possible (``fusion``), packed if it can be (``packing``) and with operators of our own where
+    these run (``encoder_graph``); weights are shared where they can be (``sharing``).
 
     Raises:
         ModelError: there is no model, it cannot be loaded, or it has inputs or outputs that cannot be served.
@@ -73,14 +73,23 @@ def load(instance: InstanceSpec) -> OnnxModel:
         check_providers(chosen, made.get_providers())
         return made, kept
 
-    fused = None if entry is None else entry.graph
-    packed = entry.packed if entry is not None and entry.packed.is_file() else None
-    first, kept = session(given, {}, packed or fused)
+    batches, alone, padding = _forms(entry)
+    first, kept = session(given, {}, batches)
     lone = str(instance.lone_threads or given)
+    load_lone = None if lone == given else lambda: session(lone, LONE_SPINNING, alone)[0]
+    return OnnxModel(first, load_lone, instance.options, padding if kept else "all")
+
+
+def _forms(entry: Entry | None) -> tuple[Path | None, Path | None, Padding]:
+    """Return the best forms of a graph for batches and for what runs alone, and what the first pays for."""
+    if entry is None:
+        return None, None, "all"
+    if entry.operators.is_file():
+        return entry.operators, entry.operators, "none"
     # Laying tokens out is done by one thread, which all the others of a lone batch would wait for.
-    load_lone = None if lone == given else lambda: session(lone, LONE_SPINNING, fused)[0]
-    padding: Padding = "attention" if kept and packed is not None else "all"
-    return OnnxModel(first, load_lone, instance.options, padding)
+    if entry.packed.is_file():
+        return entry.packed, entry.graph, "attention"
+    return entry.graph, entry.graph, "all"
 
 
 def _from_caches(

@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.runtimes.onnx import linear
+from headrace.runtimes.onnx import linear, operators
 from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_OFF, THREADS
 
 OPTIONS = {THREADS: "2"}
-AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text()
-needs_operator = pytest.mark.skipif(not AVX512, reason="the operator is for AVX-512")
+AVX2 = "avx2" in Path("/proc/cpuinfo").read_text()
+needs_operator = pytest.mark.skipif(not AVX2, reason="the operators are for AVX2 and AVX-512")
 
 
 def save(folder: Path, terms: int, columns: int, *, external: bool = True) -> Path:
@@ -108,10 +108,10 @@ def test_an_operator_outlives_the_session_that_brought_it(tmp_path: Path) -> Non
 
 def test_panels_have_the_columns_side_by_side() -> None:
     weights = np.arange(3 * 64, dtype=np.float32).reshape(3, 64)
-    laid_out = linear.panels(weights)
+    laid_out = operators.panels(weights)
     assert laid_out.shape == (2, 3, 32)
     np.testing.assert_array_equal(laid_out[1, 2], weights[2, 32:])
-    np.testing.assert_array_equal(linear.panels(weights.T.copy(), transposed=True), laid_out)
+    np.testing.assert_array_equal(operators.panels(weights.T.copy(), transposed=True), laid_out)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_is_left_to_onnx_runtime(
 def test_without_the_library_or_onnx_nothing_is_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Callable[[str], object]
 ) -> None:
-    monkeypatch.setattr(linear, "find_spec", found)
+    monkeypatch.setattr(operators, "find_spec", found)
     assert linear.load_linear(save(tmp_path, 64, 64), OPTIONS, [CPU]) is None
 
 
@@ -141,7 +141,7 @@ def test_a_library_that_cannot_be_loaded_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = save(tmp_path, 64, 64)
-    monkeypatch.setattr(linear, "find_spec", lambda name: ModuleSpec(name, None, origin=str(file)))
+    monkeypatch.setattr(operators, "find_spec", lambda name: ModuleSpec(name, None, origin=str(file)))
     assert linear.load_linear(file, OPTIONS, [CPU]) is None
 
 

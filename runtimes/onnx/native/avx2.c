@@ -1,0 +1,8 @@
+/* The kernels for processors with AVX2 and FMA: 12 of 16 registers hold the sums of 3 rows. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC target("avx2,fma")
+#define FORM AVX2
+#define LANES 8
+#define ROWS 3
+#include "kernels_of.h"
+#endif
