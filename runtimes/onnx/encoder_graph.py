@@ -1,4 +1,4 @@
-"""Rewrites a packed text encoder (``packing``) so that attention and linear layers are our own operators.
+"""Rewrites a packed text encoder (``packing``) so that its layers and attention are our own operators.
 
 A linear layer does what follows it along: bias, activation, residual. Queries, keys and values come from one
 layer, and attention reads them where they lie. Nothing is laid out in rows, so padding costs nothing at all.
@@ -47,7 +47,7 @@ def use_operators(model: ModelProto) -> int:
             a size that is no multiple of 32.
     """
     rewriting = _Rewriting(model.graph)
-    count = rewriting.attention() + rewriting.linear()
+    count = rewriting.attention() + rewriting.linear() + rewriting.norms()
     replace_nodes(model.graph, rewriting.nodes())
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return count
@@ -167,6 +167,25 @@ class _Rewriting:
         shift = self._values(bias) if bias else None
         made = self._linear_node(last.output[0], node.input[0], weights, shift, residual, activation)
         self._made[id(last)] = [made]
+
+    def norms(self) -> int:
+        """Replace layer norms; returns how many."""
+        found = [node for node in self._graph.node if self._is_norm(node)]
+        for node in found:
+            epsilon = next((each.f for each in node.attribute if each.name == "epsilon"), 1e-5)
+            made = helper.make_node("LayerNorm", node.input, node.output[:1], domain=DOMAIN, epsilon=epsilon)
+            self._made[id(node)] = [made]
+        return len(found)
+
+    def _is_norm(self, node: NodeProto) -> bool:
+        """Whether a node is a layer norm, of the last dimension, that our operator can be."""
+        if node.op_type != "LayerNormalization" or len(node.input) < 3 or any(node.output[1:]):
+            return False
+        scale, bias = (self._weights.get(name) for name in node.input[1:3])
+        if scale is None or bias is None or scale.data_type != TensorProto.FLOAT:
+            return False
+        axis = next((each.i for each in node.attribute if each.name == "axis"), -1)
+        return axis == -1 and list(scale.dims) == list(bias.dims) == [-(-scale.dims[0] // WIDTH) * WIDTH]
 
     def _suits(self, node: NodeProto) -> bool:
         """Whether a node is a linear layer that our operator can be."""

@@ -16,9 +16,10 @@ from headrace.runtimes.base import InstanceSpec, ModelError
 THREADS: Final = "intra_op_thread_count"
 GRAPH_LEVEL: Final = "optimization.graph.level"
 LEVEL_OFF: Final = "2"
+LEVEL_BASIC: Final = "-1"
 _GRAPH_LEVELS: Final = MappingProxyType(
     {
-        "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        LEVEL_BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
         "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         LEVEL_OFF: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

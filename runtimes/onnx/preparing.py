@@ -9,7 +9,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from headrace.runtimes.datatypes import BYTES, NUMPY_TYPES
 from headrace.runtimes.onnx import child, mixed_check
 from headrace.runtimes.onnx.mixed_graph import NotMixedError, mix
 from headrace.runtimes.onnx.operators import register
-from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_OFF, THREADS, session_options
+from headrace.runtimes.onnx.options import CPU, GRAPH_LEVEL, LEVEL_BASIC, LEVEL_OFF, THREADS, session_options
 from headrace.runtimes.onnx.types import tensor_spec
 
 GRAPH: Final = "graph.onnx"
@@ -64,8 +66,8 @@ def prepare(graph: Path, folder: Path, options: Mapping[str, str], *, mixed: boo
         if mixed:
             _write_mixed(graph, target, options)
         else:
-            plain = _session(graph, {**options, **_SAVING, _LAID_OUT: "1"}, target)
-            _compare(plain, _session(target, {**options, GRAPH_LEVEL: LEVEL_OFF}))
+            _write(graph, target, options)
+            _compare(_session(graph, options), _session(target, {**options, GRAPH_LEVEL: LEVEL_OFF}))
         size = (folder / WEIGHTS).stat().st_size
     except NotPreparedError:
         raise
@@ -74,6 +76,30 @@ def prepare(graph: Path, folder: Path, options: Mapping[str, str], *, mixed: boo
     except Exception as error:
         raise NotPreparedError(f"{type(error).__name__}: {error}") from error
     return f"{size} bytes of weights"
+
+
+def _write(graph: Path, target: Path, options: Mapping[str, str]) -> None:
+    """Write what ONNX Runtime makes of ``graph``, whose convolutions pad for themselves where they can."""
+    saving = {**options, **_SAVING, _LAID_OUT: "1"}
+    if not find_spec("onnx"):
+        _session(graph, saving, target)
+        return
+    import onnx
+
+    from headrace.runtimes.onnx.padding import PADDING, fold_padding
+
+    source: Path | bytes = graph
+    with TemporaryDirectory(dir=target.parent) as folder:
+        if any(
+            node.op_type == PADDING for node in onnx.load(str(graph), load_external_data=False).graph.node
+        ):
+            # how much is padded is often computed, but from constants
+            simpler = Path(folder) / GRAPH
+            _session(graph, {**options, **_SAVING, GRAPH_LEVEL: LEVEL_BASIC}, simpler)
+            model = onnx.load(str(simpler), load_external_data=False)
+            if fold_padding(model.graph):
+                source, saving[_WEIGHTS_FOLDER] = model.SerializeToString(), folder
+        _session(source, saving, target)
 
 
 def _write_mixed(graph: Path, target: Path, options: Mapping[str, str]) -> None:

@@ -33,7 +33,7 @@ SMALLEST: Final = 4 << 20
 LARGEST: Final = 2 << 30
 """Bytes of a model: a larger one takes long to prepare."""
 
-REVISION: Final = 1
+REVISION: Final = 2
 """Of how graphs are prepared: a higher one has all of them made again."""
 
 _CHILD: Final = "headrace.runtimes.onnx.preparing"

@@ -206,17 +206,53 @@ def test_a_layer_refuses_what_does_not_fit() -> None:
         run(r=(1, 32))
 
 
+def norm(columns: int, epsilon: float) -> ort.InferenceSession:
+    random = np.random.default_rng(columns)
+    constants = {name: random.standard_normal(columns).astype(np.float32) for name in ("scale", "bias")}
+    return session_of("LayerNorm", {"x": (TensorProto.FLOAT, 3)}, constants, epsilon=epsilon)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("columns", [32, 96, 1056])
+@pytest.mark.parametrize("rows", [1, 33, 100])
+def test_a_norm_is_that_of_each_row(rows: int, columns: int) -> None:
+    random = np.random.default_rng(columns)
+    scale, bias = (random.standard_normal(columns).astype(np.float32) for _ in range(2))
+    x = (random.standard_normal((2, rows, columns)) * 5 + 3).astype(np.float32)
+    (found,) = norm(columns, 1e-5).run(None, {"x": x})
+    apart = x - x.mean(axis=2, keepdims=True, dtype=np.float64)
+    exact = apart / np.sqrt((apart**2).mean(axis=2, keepdims=True) + 1e-5) * scale + bias
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+def test_a_norm_of_what_has_no_variance_or_no_rows() -> None:
+    (found,) = norm(32, 1e-12).run(None, {"x": np.full((1, 1, 32), 7, np.float32)})
+    np.testing.assert_array_equal(
+        found[0, 0], np.random.default_rng(32).standard_normal(64).astype(np.float32)[32:]
+    )
+    assert norm(32, 1e-12).run(None, {"x": np.zeros((0, 4, 32), np.float32)})[0].shape == (0, 4, 32)
+
+
+def test_a_norm_refuses_what_does_not_fit() -> None:
+    with pytest.raises(Exception, match="multiple of 32"):
+        norm(40, 1e-5).run(None, {"x": np.zeros((1, 1, 40), np.float32)})
+    with pytest.raises(Exception, match="scale and bias"):
+        norm(32, 1e-5).run(None, {"x": np.zeros((1, 1, 64), np.float32)})
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
 def test_an_encoder_is_served_with_them(family: str, tmp_path: Path) -> None:
     made = write_encoder(tmp_path / "model", family, **HEADS)
     cache = tmp_path / "graphs"
     entry = fused_entry(made.graph, cache)
     assert entry is not None
-    assert "10 operators of our own" in outcome(cache)["text"]
+    assert "15 operators of our own" in outcome(cache)["text"]
     nodes = Counter((node.domain, node.op_type) for node in onnx.load(str(entry.operators)).graph.node)
     assert nodes["headrace", "Linear"] == 8, outcome(cache)["text"]
     assert nodes["headrace", "Attention"] == 2
-    assert not any(name in ("MultiHeadAttention", "MatMul", "BiasGelu") for _, name in nodes)
+    assert nodes["headrace", "LayerNorm"] == 5
+    left = {"MultiHeadAttention", "MatMul", "BiasGelu", "LayerNormalization"}
+    assert left.isdisjoint(name for _, name in nodes)
     loaded = load(instance(made, cache, lone_threads=2))
     assert served_file(loaded) == entry.operators
     assert loaded.padding == "none"

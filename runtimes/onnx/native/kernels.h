@@ -21,6 +21,9 @@ typedef struct {
 
     /* Y[rows, 32] times each row's factor. */
     void (*multiply_by)(float *y, long y_step, long rows, const float *factors);
+
+    /* Y = (X - mean) / sqrt(variance + epsilon) * scale + bias, of one row of `columns`, a multiple of 32. */
+    void (*normalise)(const float *x, float *y, long columns, const float *scale, const float *bias, float epsilon);
 } Kernels;
 
 /* Return the best form that this processor has, NULL if none. */

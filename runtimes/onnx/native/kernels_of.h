@@ -121,6 +121,13 @@ static inline Floats exponential(Floats x) {
     return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
+static inline float total(Floats values) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += values[lane];
+    return sum;
+}
+
 static void exponentials(float *y, long y_step, long rows, long count, float scale, float *inverse) {
     Ints lanes;
     for (int lane = 0; lane < LANES; lane++)
@@ -129,7 +136,7 @@ static void exponentials(float *y, long y_step, long rows, long count, float sca
         Floats most = all(-3.4e38f), sums = {0};
         for (long k = 0; k < count; k += LANES)
             most = larger(most, choose(lanes < (int32_t)(count - k), load(y + k), most));
-        float top = most[0], sum = 0.0f;
+        float top = most[0];
         for (int lane = 1; lane < LANES; lane++)
             top = most[lane] > top ? most[lane] : top;
         for (long k = 0; k < count; k += LANES) {
@@ -137,9 +144,7 @@ static void exponentials(float *y, long y_step, long rows, long count, float sca
             sums += values;
             store(y + k, values);
         }
-        for (int lane = 0; lane < LANES; lane++)
-            sum += sums[lane];
-        inverse[r] = 1.0f / sum;
+        inverse[r] = 1.0f / total(sums);
     }
 }
 
@@ -149,4 +154,22 @@ static void multiply_by(float *y, long y_step, long rows, const float *factors) 
     }
 }
 
-const Kernels FORM = {ROWS, multiply, finish, exponentials, multiply_by};
+static void normalise(const float *x, float *y, long columns, const float *scale, const float *bias, float epsilon) {
+    Floats sums[PARTS] = {{0}}, squares[PARTS] = {{0}};
+    for (long at = 0; at < columns; at += WIDTH)
+        EACH_PART sums[part] += load(x + at + part * LANES);
+    float mean = 0.0f, variance = 0.0f;
+    EACH_PART mean += total(sums[part]) / (float)columns;
+    for (long at = 0; at < columns; at += WIDTH) {
+        EACH_PART {
+            Floats apart = load(x + at + part * LANES) - mean;
+            squares[part] += apart * apart;
+        }
+    }
+    EACH_PART variance += total(squares[part]) / (float)columns;
+    float factor = 1.0f / __builtin_sqrtf(variance + epsilon);
+    for (long at = 0; at < columns; at += LANES)
+        store(y + at, (load(x + at) - mean) * factor * load(scale + at) + load(bias + at));
+}
+
+const Kernels FORM = {ROWS, multiply, finish, exponentials, multiply_by, normalise};

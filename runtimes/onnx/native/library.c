@@ -89,7 +89,7 @@ Operator operator_of(const char *(*name)(const Operator *), int (*type)(const Op
 /* What ONNX Runtime looks for in a library of operators. */
 EXPORTED Status *RegisterCustomOps(Options *options, const ApiBase *base) {
     static Domain *domain; /* of the process: sessions that use it are never all gone before it ends */
-    static Operator operators[2];
+    static Operator operators[3];
     const Api *api = base->GetApi(API_VERSION);
     Status *status;
     if (!find_kernels())
@@ -98,9 +98,10 @@ EXPORTED Status *RegisterCustomOps(Options *options, const ApiBase *base) {
         Domain *made = NULL;
         operators[0] = linear_operator();
         operators[1] = attention_operator();
+        operators[2] = norm_operator();
         if ((status = api->CreateCustomOpDomain("headrace", &made)))
             return status;
-        for (int at = 0; at < 2; at++)
+        for (int at = 0; at < 3; at++)
             if ((status = api->CustomOpDomain_Add(made, &operators[at])))
                 return status;
         domain = made;

@@ -27,5 +27,6 @@ Operator operator_of(const char *(*name)(const Operator *), int (*type)(const Op
 
 Operator linear_operator(void);
 Operator attention_operator(void);
+Operator norm_operator(void);
 
 #endif
