@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +54,11 @@ def instance(bert: Encoder, cache: Path, **more: Any) -> InstanceSpec:
     )
 
 
-def hidden_states(model: OnnxModel, pad_id: int) -> list[NDArray[Any]]:
+def hidden_states(model: OnnxModel, pad_id: int, rows: Sequence[Sequence[int]] = ROWS) -> list[NDArray[Any]]:
     """The token embeddings of all rows, computed as one padded batch."""
     spec = TextSpec("embed", pad_id=pad_id)
-    tokens = np.array([token for row in ROWS for token in row], np.int32)
-    lengths = np.array([len(row) for row in ROWS], np.int32)
+    tokens = np.array([token for row in rows for token in row], np.int32)
+    lengths = np.array([len(row) for row in rows], np.int32)
     inputs = {"token_ids": tokens, "lengths": lengths}
     flat = TextEncoder(model, spec).execute(inputs, ("token_embeddings",), Run())["token_embeddings"]
     return np.split(flat, np.cumsum(lengths)[:-1])

@@ -3,7 +3,7 @@
 ONNX Runtime's MatMul is made for many rows; a step decodes few. Ours reads weights once, from front to back,
 and is shared out in pieces, so that a thread which is held up does not hold up the others. The weights are
 laid out here and handed to the session, which copies them. Where there is no such operator, for want of a
-compiler when Headrace was installed or of AVX-512, the graph is loaded as it is.
+compiler when Headrace was installed or of AVX2, the graph is loaded as it is.
 """
 
 from __future__ import annotations
