@@ -30,12 +30,11 @@ typedef struct {
 static void lay_out_keys(const float *keys, long step, long tokens, long size, float *panels) {
     for (long first = 0; first < tokens; first += WIDTH, panels += size * WIDTH) {
         long count = tokens - first < WIDTH ? tokens - first : WIDTH;
-        for (long at = 0; at < size; at++) {
-            float *row = panels + at * WIDTH;
-            for (long token = 0; token < count; token++)
-                row[token] = keys[(first + token) * step + at];
-            memset(row + count, 0, sizeof(float) * (size_t)(WIDTH - count));
-        }
+        if (count < WIDTH)
+            memset(panels, 0, sizeof(float) * (size_t)(size * WIDTH));
+        for (long token = 0; token < count; token++)
+            for (long at = 0; at < size; at++)
+                panels[at * WIDTH + token] = keys[(first + token) * step + at];
     }
 }
 

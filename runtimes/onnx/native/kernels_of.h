@@ -121,11 +121,31 @@ static inline Floats exponential(Floats x) {
     return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
+#ifdef __clang__
+#define SHUFFLE(values, ...) __builtin_shufflevector(values, values, __VA_ARGS__)
+#else
+#define SHUFFLE(values, ...) __builtin_shuffle(values, (Ints){__VA_ARGS__})
+#endif
+#if LANES == 16
+#define HALVES(FOLD)                                                                                          \
+    FOLD(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)                                                \
+    FOLD(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)                                                \
+    FOLD(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)                                                \
+    FOLD(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#else
+#define HALVES(FOLD) FOLD(4, 5, 6, 7, 0, 1, 2, 3) FOLD(2, 3, 0, 1, 6, 7, 4, 5) FOLD(1, 0, 3, 2, 5, 4, 7, 6)
+#endif
+
 static inline float total(Floats values) {
-    float sum = 0.0f;
-    for (int lane = 0; lane < LANES; lane++)
-        sum += values[lane];
-    return sum;
+#define ADD(...) values += SHUFFLE(values, __VA_ARGS__);
+    HALVES(ADD)
+    return values[0];
+}
+
+static inline float largest(Floats values) {
+#define KEEP_LARGER(...) values = larger(values, SHUFFLE(values, __VA_ARGS__));
+    HALVES(KEEP_LARGER)
+    return values[0];
 }
 
 static void exponentials(float *y, long y_step, long rows, long count, float scale, float *inverse) {
@@ -136,9 +156,7 @@ static void exponentials(float *y, long y_step, long rows, long count, float sca
         Floats most = all(-3.4e38f), sums = {0};
         for (long k = 0; k < count; k += LANES)
             most = larger(most, choose(lanes < (int32_t)(count - k), load(y + k), most));
-        float top = most[0];
-        for (int lane = 1; lane < LANES; lane++)
-            top = most[lane] > top ? most[lane] : top;
+        float top = largest(most);
         for (long k = 0; k < count; k += LANES) {
             Floats values = choose(lanes < (int32_t)(count - k), exponential((load(y + k) - top) * scale), (Floats){0});
             sums += values;
@@ -158,16 +176,18 @@ static void normalise(const float *x, float *y, long columns, const float *scale
     Floats sums[PARTS] = {{0}}, squares[PARTS] = {{0}};
     for (long at = 0; at < columns; at += WIDTH)
         EACH_PART sums[part] += load(x + at + part * LANES);
-    float mean = 0.0f, variance = 0.0f;
-    EACH_PART mean += total(sums[part]) / (float)columns;
+    for (int part = 1; part < PARTS; part++)
+        sums[0] += sums[part];
+    float mean = total(sums[0]) / (float)columns;
     for (long at = 0; at < columns; at += WIDTH) {
         EACH_PART {
             Floats apart = load(x + at + part * LANES) - mean;
             squares[part] += apart * apart;
         }
     }
-    EACH_PART variance += total(squares[part]) / (float)columns;
-    float factor = 1.0f / __builtin_sqrtf(variance + epsilon);
+    for (int part = 1; part < PARTS; part++)
+        squares[0] += squares[part];
+    float factor = 1.0f / __builtin_sqrtf(total(squares[0]) / (float)columns + epsilon);
     for (long at = 0; at < columns; at += LANES)
         store(y + at, (load(x + at) - mean) * factor * load(scale + at) + load(bias + at));
 }
