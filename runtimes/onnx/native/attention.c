@@ -1,8 +1,9 @@
 /* headrace.Attention: each token of a text attends to all tokens of that text.
  *
- * QKV [tokens, 3, heads, size] has the queries, keys and values of texts that lie one after the other, MASK [texts, width]
- * (int64) is not 0 as often for each as it has tokens; Y is [tokens, heads * size]. Attributes: `heads`, and `scale` of the scores. `size` is a
- * multiple of 32. What a text gets does not depend on the others, nor on threads.
+ * QKV [tokens, 3, heads, size] has the queries, keys and values of texts that lie one after the other. MASK [texts, width]
+ * (int64) has as many values other than 0 for each text as it has tokens. Y is [tokens, heads * size]. Attributes:
+ * `heads`, and `scale` of the scores. `size` is a multiple of 32. What a text gets does not depend on the others, nor on
+ * threads.
  */
 #include "kernels.h"
 #include "operators.h"

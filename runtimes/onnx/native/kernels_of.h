@@ -1,4 +1,4 @@
-/* One form of the kernels. Who includes this has chosen the instruction set and defined FORM, its name, LANES, the floats
+/* One form of the kernels. Who includes this has chosen the instruction set, and defined FORM, its name, LANES, the floats
  * of a register, and ROWS: of so many rows of a panel's width the registers hold the sums.
  */
 #include "kernels.h"
