@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from benchmarks.estimates import Times, Window, credited
 from benchmarks.workloads import Workload
+from headrace.runtimes.onnx.operators import register
 
 START_SECONDS: Final = 60.0
 PASSES: Final = 2
@@ -130,6 +131,7 @@ def session_of(workload: Workload, threads: int, *, spinning: bool) -> ort.Infer
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    register(options)  # for graphs that the server made
     return ort.InferenceSession(str(workload.model_file), options, providers=["CPUExecutionProvider"])
 
 

@@ -124,7 +124,7 @@ def packed(workload: Workload) -> Texts | None:
     if entry is None or not entry.packed.is_file():
         return None
     rewritten = copy.copy(workload)
-    rewritten.model_file = entry.packed
+    rewritten.model_file = entry.operators if entry.operators.is_file() else entry.packed
     return rewritten
 
 
