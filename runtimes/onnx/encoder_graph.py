@@ -182,10 +182,10 @@ class _Rewriting:
         if node.op_type != "LayerNormalization" or len(node.input) < 3 or any(node.output[1:]):
             return False
         scale, bias = (self._weights.get(name) for name in node.input[1:3])
-        if scale is None or bias is None or scale.data_type != TensorProto.FLOAT:
+        if scale is None or bias is None or scale.data_type != TensorProto.FLOAT or len(scale.dims) != 1:
             return False
         axis = next((each.i for each in node.attribute if each.name == "axis"), -1)
-        return axis == -1 and list(scale.dims) == list(bias.dims) == [-(-scale.dims[0] // WIDTH) * WIDTH]
+        return axis == -1 and scale.dims == bias.dims and scale.dims[0] % WIDTH == 0
 
     def _suits(self, node: NodeProto) -> bool:
         """Whether a node is a linear layer that our operator can be."""

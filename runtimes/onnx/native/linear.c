@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-#define MOST_SHARES 64        /* of an operator: a thread that is held up leaves the rest to others */
+#define MOST_SHARES 64          /* of an operator: a thread that is held up leaves the rest to others */
 #define CHUNK_BYTES (512 << 10) /* of X that stay in the second cache while all panels pass */
 
 typedef struct {
