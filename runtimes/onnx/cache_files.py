@@ -1,4 +1,7 @@
-"""What the caches of rewritten graphs have in common: names that follow from contents, and locks."""
+"""What the caches of rewritten graphs have in common: names that follow from contents, locks, and an end.
+
+Every entry has a record, a JSON object with the path of its ``model``, whose time is that of the last load.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
+
+ABANDONED: Final = 7 * 24 * 3600.0
+"""Seconds since the last load, after which what was made of a model that is gone may be removed."""
 
 _DIGITS: Final = 24
 
@@ -48,3 +57,34 @@ def locked(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def note_load(record: Path) -> None:
+    """Write down that an entry was used just now."""
+    with contextlib.suppress(OSError):  # another's folder, or one that can only be read
+        os.utime(record)
+
+
+def remove_abandoned(cache: Path, records: str) -> None:
+    """Remove the entries of models that are gone and were not loaded for long; others go on.
+
+    Model files that are only replaced need none of this: their next entry takes the place of the last.
+
+    Args:
+        cache: the folder.
+        records: pattern of the records below it; names begin with the digest of a model's path and ``-``.
+    """
+    latest = time.time() - ABANDONED
+    for record in cache.glob(records):
+        try:
+            gone = not Path(json.loads(record.read_bytes())["model"]).exists()
+            if not gone or record.stat().st_mtime > latest:
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        source, _, _ = record.relative_to(cache).parts[0].partition("-")
+        for left in cache.glob(f"{source}-*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)

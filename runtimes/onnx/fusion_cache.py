@@ -19,7 +19,14 @@ from typing import Final
 
 import onnxruntime as ort
 
-from headrace.runtimes.onnx.cache_files import digest, files_beside, locked, state
+from headrace.runtimes.onnx.cache_files import (
+    digest,
+    files_beside,
+    locked,
+    note_load,
+    remove_abandoned,
+    state,
+)
 
 REVISION: Final = 3
 """Of how graphs are fused: a higher one has all of them made again."""
@@ -82,6 +89,7 @@ class Entry:
                     return None
         except (OSError, ValueError, TypeError):
             return None
+        note_load(self._record)
         return found
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
@@ -99,6 +107,8 @@ class Entry:
     def keep(self, text: str, graph: Path | None) -> None:
         """Write down what came of it, and remove what older states of the file have left; call when locked.
 
+        What was made of models that are gone goes as well, a while after they were loaded last.
+
         Args:
             text: what was fused, or why nothing was.
             graph: the temporary file, which is taken over with the other forms beside it.
@@ -106,6 +116,7 @@ class Entry:
         Raises:
             OSError: the folder cannot be written to.
         """
+        remove_abandoned(self._cache, "*.json")
         made = {} if graph is None else dict(zip(forms_of(graph), self._forms, strict=True))
         for old in self._cache.glob(f"{self._source}-*"):
             if old not in made:

@@ -23,7 +23,14 @@ import onnxruntime as ort
 
 from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.onnx import child
-from headrace.runtimes.onnx.cache_files import digest, files_beside, locked, state
+from headrace.runtimes.onnx.cache_files import (
+    digest,
+    files_beside,
+    locked,
+    note_load,
+    remove_abandoned,
+    state,
+)
 from headrace.runtimes.onnx.options import CPU, THREADS, Provider, optimises
 from headrace.runtimes.onnx.preparing import GRAPH, WEIGHTS
 
@@ -98,6 +105,7 @@ class SharedGraph:
                     return None
         except (OSError, msgspec.DecodeError):
             return None
+        note_load(self._folder / _RECORD)
         return found
 
     def make(self) -> Outcome:
@@ -109,6 +117,7 @@ class SharedGraph:
         with locked(self._cache / f"{self._source}.lock"):
             if (outcome := self.read()) is not None:
                 return outcome
+            remove_abandoned(self._cache, f"*/{_RECORD}")
             if shutil.disk_usage(self._cache).free < self.size * _ROOM:
                 raise OSError(f"there are less than {self.size * _ROOM} bytes left in {self._cache}")
             making = self._cache / f"{self._source}-{os.getpid()}.making"

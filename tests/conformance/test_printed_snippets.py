@@ -73,9 +73,13 @@ def brief(tmp_path_factory: pytest.TempPathFactory, demo_repository: Path) -> It
     shutil.copytree(demo_repository / "smollm2", folder / "models" / "smollm2")
     settings = folder / "models" / "smollm2" / "1" / "generation_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_new_tokens": 40}))
+    with (folder / "models" / "smollm2" / "config.pbtxt").open("a") as config:
+        # nothing of a gigabyte is to be kept for a copy of the model
+        config.write('\nparameters { key: "share_weights" value: { string_value: "false" } }\n')
     running = start_server("--model-repository", str(folder / "models"), log=folder / "server.log")
     yield running
     assert stop_server(running) == 0
+    shutil.rmtree(folder)
 
 
 def test_oicm_text_generation(server: Any) -> None:

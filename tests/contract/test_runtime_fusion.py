@@ -62,8 +62,11 @@ def graphs(cache: Path) -> list[Path]:
 
 
 def marks(cache: Path) -> list[tuple[str, int, int]]:
-    """What tells whether any file was written again."""
-    return sorted((file.name, file.stat().st_ino, file.stat().st_mtime_ns) for file in cache.iterdir())
+    """What tells whether any file was written again; the time of a record is that of the last load."""
+    return sorted(
+        (file.name, file.stat().st_ino, 0 if file.suffix == ".json" else file.stat().st_mtime_ns)
+        for file in cache.iterdir()
+    )
 
 
 def attention_nodes(graph: Path) -> dict[str, int]:
@@ -182,6 +185,20 @@ def test_a_changed_model_replaces_its_graph(tmp_path: Path) -> None:
     assert new is not None
     assert graphs(cache) == [new.graph, new.packed]
     assert new.graph != old.graph
+
+
+def test_the_graphs_of_a_model_that_is_gone_go_in_the_end(tmp_path: Path) -> None:
+    made = {name: write_encoder(tmp_path / name, "bert") for name in ("gone", "lately", "last")}
+    cache = tmp_path / "graphs"
+    old, late = (fused_entry(made[name].graph, cache, smallest=0) for name in ("gone", "lately"))
+    assert old is not None
+    assert late is not None
+    os.utime(old.graph.with_suffix(".json"), (0, 0))
+    for name in ("gone", "lately"):
+        made[name].graph.unlink()
+    new = fused_entry(made["last"].graph, cache, smallest=0)
+    assert new is not None
+    assert graphs(cache) == sorted([late.graph, late.packed, new.graph, new.packed])
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -143,6 +146,34 @@ def test_another_model_file_or_other_options_replace_it(spec: InstanceSpec) -> N
     load(replace(spec, options={"session.disable_prepacking": "1"}))
     (third,) = shared(spec)
     assert third not in (first, second)
+
+
+def test_what_was_made_of_models_that_are_gone_goes_in_the_end(spec: InstanceSpec, tmp_path: Path) -> None:
+    def loaded(name: str, days: float, *, gone: bool) -> Path:
+        before = shared(spec)
+        model = write_model(tmp_path / name / "model.onnx", seed=len(before))
+        load(replace(spec, path=str(model)))
+        (folder,) = set(shared(spec)) - set(before)
+        past = time.time() - days * 24 * 3600
+        os.utime(folder / "outcome.json", (past, past))
+        if gone:
+            shutil.rmtree(model.parent)
+        return folder
+
+    abandoned = loaded("abandoned", 8, gone=True)
+    kept = [loaded("moved lately", 6, gone=True), loaded("served for long", 800, gone=False)]
+    damaged = loaded("damaged", 8, gone=True)
+    (damaged / "outcome.json").write_text("[]")
+    # one that is found when a model is loaded counts as used
+    again = loaded("loaded again", 8, gone=False)
+    load(replace(spec, path=str(tmp_path / "loaded again" / "model.onnx")))
+    shutil.rmtree(tmp_path / "loaded again")
+
+    load(spec)
+    left = shared(spec)
+    assert abandoned not in left
+    assert {*kept, damaged, again} < set(left)
+    assert len(left) == 5
 
 
 def test_machines_with_other_processors_keep_their_own(
