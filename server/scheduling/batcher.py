@@ -295,8 +295,10 @@ class Batcher:
         Under load this is what makes small requests share batches without any fixed delay.
         """
         waiting = len(self._waiting)
-        if 0 < waiting < self.policy.max_rows and self._gathering.more(
-            time.monotonic_ns(), waiting, self._requests
+        if (
+            0 < waiting < self.policy.max_rows
+            and self._idle_executors()
+            and self._gathering.more(time.monotonic_ns(), waiting, self._requests)
         ):
             self._loop.call_soon(self._gather)
         else:
@@ -306,7 +308,7 @@ class Batcher:
     def _form(self) -> None:
         """Form batches as long as something waits and an instance takes one."""
         while len(self._waiting):
-            idle = [executor for executor in self._executors if executor.slots and not executor.batches]
+            idle = self._idle_executors()
             if idle:
                 divide = len(self._waiting) * self._row_ns > SPLIT_NS
                 share = -(-len(self._waiting) // len(idle)) if divide else len(self._waiting)
@@ -329,6 +331,9 @@ class Batcher:
             if selection is None or not selection.complete:
                 break
             self._send(min(busy, key=_load), selection.parts, selection.reason, lone=False)
+
+    def _idle_executors(self) -> list[Executor]:
+        return [executor for executor in self._executors if executor.slots and not executor.batches]
 
     def _send(self, executor: Executor, parts: list[Part], reason: str, *, lone: bool) -> None:
         for part in parts:

@@ -10,6 +10,8 @@ PREFIX: Final = 5
 """Bytes before each message."""
 _INFLATED: Final = 128 << 20
 """Bytes that a compressed message may become: a thousandth of them is enough to make so many."""
+_AHEAD: Final = 4
+"""A message has memory for so many times the bytes that have come, if it claims to be that long."""
 _AT_ONCE: Final = 64 << 10
 """Bytes, compressed and not, up to which a message is decompressed where it is received."""
 _WBITS: Final = MappingProxyType({"gzip": 31, "deflate": 15})
@@ -66,7 +68,7 @@ Message = bytes | bytearray | Compressed
 class Messages:
     """Joins the messages of one stream from pieces."""
 
-    __slots__ = ("_body", "_encoding", "_flag", "_prefix", "_size")
+    __slots__ = ("_body", "_encoding", "_filled", "_flag", "_prefix", "_size")
 
     def __init__(self, encoding: str) -> None:
         """Begin; ``encoding`` is one of :data:`ENCODINGS`, that of the messages whose flag is set."""
@@ -75,6 +77,7 @@ class Messages:
         self._flag = 0
         self._size = 0
         self._body: bytearray | None = None  # grows with what comes: sizes are only claims
+        self._filled = 0  # bytes of it
 
     @property
     def partial(self) -> bool:
@@ -104,13 +107,23 @@ class Messages:
                     complete.append(self._plain(message))
                     continue
                 self._body = bytearray()
-            piece = data[position : position + self._size - len(self._body)]
-            self._body += piece
+                self._filled = 0
+            piece = data[position : position + self._size - self._filled]
+            self._fill(self._body, piece)
             position += len(piece)
-            if len(self._body) == self._size:
+            if self._filled == self._size:
                 body, self._body = self._body, None
                 complete.append(self._plain(body))
         return complete
+
+    def _fill(self, body: bytearray, piece: memoryview) -> None:
+        filled = self._filled + len(piece)
+        if filled > len(body):
+            # at one go, mostly, for what has come would be copied each time
+            body.extend(bytes(min(self._size, _AHEAD * filled) - len(body)))
+        with memoryview(body) as view:
+            view[self._filled : filled] = piece
+        self._filled = filled
 
     def _plain(self, message: bytes | bytearray) -> Message:
         if self._flag == 0:

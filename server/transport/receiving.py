@@ -10,8 +10,8 @@ from headrace.server.transport.frames import BrokenProtocolError, ErrorCode
 if TYPE_CHECKING:
     from headrace.server.transport.base import FrameTaker
 
-BUFFER: Final = 256 * 1024
-"""Bytes that are received at once."""
+BUFFER: Final = 1024 * 1024
+"""Bytes that are received at once: an image of 224 by 224 values of 4 bytes is one piece."""
 LARGEST_FRAME: Final = 256 * 1024
 """Bytes of payload that we take in one frame."""
 _PREFACE_BYTES: Final = len(frames.PREFACE)

@@ -17,6 +17,7 @@ from headrace.server.errors import (
 )
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.formation import JOINING
+from headrace.server.scheduling.gathering import Gathering
 from headrace.server.scheduling.policy import BatchingPolicy, QueuePolicy
 
 
@@ -323,3 +324,29 @@ async def test_texts_go_ahead_to_a_busy_instance_when_newcomers_could_not_join()
         worker.finish()
         await settle()
     await asyncio.gather(*tasks)
+
+
+async def test_the_loop_is_not_polled_for_more_while_all_instances_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[int] = []
+
+    def more(_: Gathering, now: int, waiting: int, active: int) -> bool:
+        looked.append(waiting)
+        return len(looked) < 9 and now > 0 and active > 0
+
+    monkeypatch.setattr(Gathering, "more", more)
+    batcher, _ = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    first = start(batcher, [part(1)])
+    await settle()
+    assert looked == [1] * 9
+    others = [start(batcher, [part(value)]) for value in (2, 3)]
+    await settle()
+    assert looked == [1] * 9
+    worker.finish()
+    await settle()
+    assert looked == [1] * 9 + [2]  # until the instance was done
+    assert worker.finish().rows == 2
+    assert [await task for task in (first, *others)] == [[2], [4], [6]]
