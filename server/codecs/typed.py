@@ -19,23 +19,29 @@ def direction(value: common_pb2.TruncationDirection) -> Direction:
     return Direction.LEFT if value == common_pb2.TRUNCATION_DIRECTION_LEFT else Direction.RIGHT
 
 
-def usage(token_counts: Sequence[int]) -> common_pb2.Usage:
-    """Count the tokens of a call that produces none."""
-    tokens = sum(token_counts)
-    return common_pb2.Usage(prompt_tokens=tokens, total_tokens=tokens)
+def usage(token_counts: Sequence[int], into: common_pb2.Usage | None = None) -> common_pb2.Usage:
+    """Count the tokens of a call that produces none; ``into`` is filled, if given, which saves copying."""
+    filled = common_pb2.Usage() if into is None else into
+    filled.prompt_tokens = filled.total_tokens = sum(token_counts)
+    return filled
 
 
-def timings(times: Timings) -> common_pb2.Timings:
-    """Convert nanoseconds to durations."""
-    return common_pb2.Timings(
-        total_duration=duration(times.total_ns),
-        tokenization_duration=duration(times.tokenization_ns),
-        queue_duration=duration(times.queue_ns),
-        inference_duration=duration(times.inference_ns),
-    )
+def timings(times: Timings, into: common_pb2.Timings | None = None) -> common_pb2.Timings:
+    """Convert nanoseconds to durations; ``into`` is filled, if given, which saves copying."""
+    filled = common_pb2.Timings() if into is None else into
+    _set(filled.total_duration, times.total_ns)
+    _set(filled.tokenization_duration, times.tokenization_ns)
+    _set(filled.queue_duration, times.queue_ns)
+    _set(filled.inference_duration, times.inference_ns)
+    return filled
 
 
 def duration(nanoseconds: int) -> Duration:
     """Convert nanoseconds to a ``Duration``."""
-    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
-    return Duration(seconds=seconds, nanos=nanos)
+    filled = Duration()
+    _set(filled, nanoseconds)
+    return filled
+
+
+def _set(filled: Duration, nanoseconds: int) -> None:
+    filled.seconds, filled.nanos = divmod(nanoseconds, 1_000_000_000)

@@ -62,7 +62,10 @@ def packed_vectors(vectors: NDArray[np.float32]) -> bytes:
     """
     size = vectors.shape[1] * 4
     values = _field_1(size) if size else b""
-    header = np.frombuffer(_field_1(len(values) + size) + values, dtype=np.uint8)
+    head = _field_1(len(values) + size) + values
+    if len(vectors) == 1:  # as most are: the rest takes longer for one
+        return head + np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+    header = np.frombuffer(head, dtype=np.uint8)
     message = np.empty((len(vectors), len(header) + size), dtype=np.uint8)
     message[:, : len(header)] = header
     message[:, len(header) :] = np.ascontiguousarray(vectors, dtype="<f4").view(np.uint8)

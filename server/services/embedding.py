@@ -52,8 +52,8 @@ class EmbeddingService:
         response = await call_by_size(self._tokenizing, vectors.nbytes, _response, vectors)
         response.model = model.name
         response.model_version = str(model.version)
-        response.usage.CopyFrom(typed.usage(result.token_counts))
-        response.timings.CopyFrom(typed.timings(result.timings))
+        typed.usage(result.token_counts, response.usage)
+        typed.timings(result.timings, response.timings)
         return response
 
 

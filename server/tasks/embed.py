@@ -111,7 +111,8 @@ def first_values(
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale each row to Euclidean length 1; a row of zeros stays as it is."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    lengths[lengths == 0] = 1
+    lengths = np.sqrt(np.vecdot(vectors, vectors))
+    if not lengths.all():
+        lengths[lengths == 0] = 1
     result: NDArray[np.float32] = vectors / lengths[:, None]
     return result
