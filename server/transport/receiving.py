@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 BUFFER: Final = 1024 * 1024
 """Bytes that are received at once: an image of 224 by 224 values of 4 bytes is one piece."""
-LARGEST_FRAME: Final = 256 * 1024
-"""Bytes of payload that we take in one frame."""
+LARGEST_FRAME: Final = 1024 * 1024
+"""Bytes of payload that we take in one frame: a message that comes in one piece is copied once."""
 _PREFACE_BYTES: Final = len(frames.PREFACE)
 
 

@@ -50,7 +50,7 @@ from waiting import until
 pytestmark = pytest.mark.timeout(60)
 BLOCK = literals(REQUEST)
 EACH = literals(changed((":path", "/t.T/EchoEach")))
-TOO_LARGE = (256 << 10) + 1
+TOO_LARGE = (1 << 20) + 1
 OPEN = frame(HEADERS, END_HEADERS, 1, EACH)
 """Stream 1, whose caller sends on."""
 

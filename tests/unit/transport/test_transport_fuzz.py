@@ -120,7 +120,7 @@ def test_any_bytes_in_any_pieces_break_off_alike(noise: bytes, cuts: list[int], 
         assert not greet
 
 
-@given(st.lists(FRAMES, max_size=3), st.integers((256 << 10) + 1, (1 << 24) - 1), CUTS)
+@given(st.lists(FRAMES, max_size=3), st.integers((1 << 20) + 1, (1 << 24) - 1), CUTS)
 def test_too_large_a_frame_breaks_off_in_any_pieces(frames: list[bytes], size: int, cuts: list[int]) -> None:
     data = PREFACE + b"".join(frames) + number(size)[1:] + bytes(6)
     assert read(data, cuts) == read(data, [])
