@@ -19,6 +19,9 @@ from typing import Final
 ABANDONED: Final = 7 * 24 * 3600.0
 """Seconds since the last load, after which what was made of a model that is gone may be removed."""
 
+RETRY: Final = 3600.0
+"""Seconds after which what failed for a passing reason is tried again."""
+
 _DIGITS: Final = 24
 
 
@@ -63,6 +66,15 @@ def note_load(record: Path) -> None:
     """Write down that an entry was used just now."""
     with contextlib.suppress(OSError):  # another's folder, or one that can only be read
         os.utime(record)
+
+
+def due(record: Path) -> bool:
+    """Whether what failed for a passing reason when ``record`` was written is to be tried again.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    return time.time() - record.stat().st_mtime > RETRY
 
 
 def remove_abandoned(cache: Path, records: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 SECONDS: Final = 120.0
 """How long one may take."""
@@ -19,17 +19,33 @@ _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 
 
-def run(module: str, arguments: Sequence[str | Path]) -> tuple[bool, str]:
-    """Run ``python -m module``, which takes ``--parent`` besides; whether it succeeded, and what it says."""
+class End(NamedTuple):
+    """How one ended.
+
+    Attributes:
+        done: whether it did its work.
+        text: what it says.
+        passing: whether it has not said why it failed, as one that was killed for want of memory: another may
+            succeed.
+    """
+
+    done: bool
+    text: str
+    passing: bool = False
+
+
+def run(module: str, arguments: Sequence[str | Path]) -> End:
+    """Run ``python -m module``, which takes ``--parent`` besides."""
     command = [sys.executable, "-m", module, *map(str, arguments), "--parent", str(os.getpid())]
     try:
         child = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return False, f"it took longer than {SECONDS:.0f} s"
-    said = child.stdout.strip() or child.stderr.strip() or f"the process ended with {child.returncode}"
-    return child.returncode == 0, said.splitlines()[-1]
+        return End(done=False, text=f"it took longer than {SECONDS:.0f} s")
+    done, told = child.returncode == 0, child.stdout.strip()
+    said = told or child.stderr.strip() or f"the process ended with {child.returncode}"
+    return End(done, said.splitlines()[-1], passing=not done and not told)
 
 
 def serve(parent: int, work: Callable[[], str], refusal: type[Exception]) -> int:

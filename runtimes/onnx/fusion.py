@@ -85,10 +85,10 @@ def _make(entry: Entry, model: Path, config: Path | None, pad_id: int, *, operat
         arguments += ["--config", config]
     if operators:
         arguments.append("--operators")
-    done, text = child.run(_CHILD, arguments)
-    entry.keep(text, target if done else None)
-    if not done:
-        _say(model, f"attention not fused: {text}")
+    end = child.run(_CHILD, arguments)
+    entry.keep(end.text, target if end.done else None, passing=end.passing)
+    if not end.done:
+        _say(model, f"attention not fused: {end.text}")
 
 
 def _say(model: Path, text: str) -> None:

@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from headrace.runtimes.onnx.cache_files import (
     digest,
+    due,
     files_beside,
     locked,
     note_load,
@@ -42,6 +43,7 @@ class Outcome:
         operators: bytes of that with our own operators; 0 when there is none.
         text: what was fused, or why nothing was.
         model: the file, for people.
+        passing: whether nothing was fused for a reason that may have passed another time.
     """
 
     size: int
@@ -49,6 +51,7 @@ class Outcome:
     operators: int
     text: str
     model: str
+    passing: bool = False
 
 
 class Entry:
@@ -80,9 +83,11 @@ class Entry:
         self._record = cache / f"{stem}.json"
 
     def read(self) -> Outcome | None:
-        """Return what came of it; None when it was not tried, or a graph is not as it was written."""
+        """Return what came of it; None when it is to be tried, or a graph is not as it was written."""
         try:
             found = Outcome(**json.loads(self._record.read_bytes()))
+            if found.passing:
+                return None if due(self._record) else found
             sizes = (found.size, found.packed, found.operators)
             for file, size in zip(self._forms, sizes, strict=True):
                 if size and file.stat().st_size != size:
@@ -104,7 +109,7 @@ class Entry:
         """Return the file that a graph is written to before :meth:`keep`."""
         return self._cache / f"{self._source}-{os.getpid()}.making"
 
-    def keep(self, text: str, graph: Path | None) -> None:
+    def keep(self, text: str, graph: Path | None, *, passing: bool = False) -> None:
         """Write down what came of it, and remove what older states of the file have left; call when locked.
 
         What was made of models that are gone goes as well, a while after they were loaded last.
@@ -112,6 +117,7 @@ class Entry:
         Args:
             text: what was fused, or why nothing was.
             graph: the temporary file, which is taken over with the other forms beside it.
+            passing: whether it is to be tried again some time.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -127,7 +133,7 @@ class Entry:
                 sizes[target] = file.stat().st_size
                 file.replace(target)
         size, packed, operators = sizes.values()
-        outcome = Outcome(size, packed, operators, text, str(self._model))
+        outcome = Outcome(size, packed, operators, text, str(self._model), passing)
         written = self._record.with_suffix(".writing")
         written.write_text(json.dumps(asdict(outcome)))
         written.replace(self._record)

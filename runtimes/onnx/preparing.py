@@ -69,7 +69,7 @@ def prepare(graph: Path, folder: Path, options: Mapping[str, str], *, mixed: boo
             _write(graph, target, options)
             _compare(_session(graph, options), _session(target, {**options, GRAPH_LEVEL: LEVEL_OFF}))
         size = (folder / WEIGHTS).stat().st_size
-    except NotPreparedError:
+    except (NotPreparedError, MemoryError, OSError):  # the last two may not come another time
         raise
     except (NotMixedError, ModelError, mixed_check.DifferentDecodersError) as error:
         raise NotPreparedError(str(error)) from error

@@ -25,6 +25,7 @@ from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.cache_files import (
     digest,
+    due,
     files_beside,
     locked,
     note_load,
@@ -52,12 +53,16 @@ _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of preparing a graph: why nothing was shared, if so, and the bytes of each file, else 0."""
+    """What came of preparing a graph: why nothing was shared, if so, and the bytes of each file, else 0.
+
+    ``passing`` is true where that may not be so another time.
+    """
 
     text: str
     model: str
     graph: int = 0
     weights: int = 0
+    passing: bool = False
 
 
 class SharedGraph:
@@ -97,15 +102,18 @@ class SharedGraph:
         return self._folder / GRAPH
 
     def read(self) -> Outcome | None:
-        """Return what came of it; None when it was not tried, or a file is not as it was written."""
+        """Return what came of it; None when it is to be tried, or a file is not as it was written."""
+        record = self._folder / _RECORD
         try:
-            found = msgspec.json.decode((self._folder / _RECORD).read_bytes(), type=Outcome)
+            found = msgspec.json.decode(record.read_bytes(), type=Outcome)
+            if found.passing:
+                return None if due(record) else found
             for name, size in ((GRAPH, found.graph), (WEIGHTS, found.weights)):
                 if size and (self._folder / name).stat().st_size != size:
                     return None
         except (OSError, msgspec.DecodeError):
             return None
-        note_load(self._folder / _RECORD)
+        note_load(record)
         return found
 
     def make(self) -> Outcome:
@@ -125,16 +133,16 @@ class SharedGraph:
                 shutil.rmtree(old, ignore_errors=True)
             making.mkdir()
             arguments = [str(self._graph), str(making), "--options", json.dumps(self._options)]
-            done, text = child.run(_CHILD, [*arguments, "--mixed"] if self._mixed else arguments)
-            sizes = [(making / name).stat().st_size if done else 0 for name in (GRAPH, WEIGHTS)]
-            if not done:
-                for name in (GRAPH, WEIGHTS):
-                    (making / name).unlink(missing_ok=True)
-            outcome = Outcome(text, self._model, *sizes)
+            end = child.run(_CHILD, [*arguments, "--mixed"] if self._mixed else arguments)
+            sizes = [(making / name).stat().st_size if end.done else 0 for name in (GRAPH, WEIGHTS)]
+            if not end.done:
+                shutil.rmtree(making)
+                making.mkdir()
+            outcome = Outcome(end.text, self._model, *sizes, end.passing)
             (making / _RECORD).write_bytes(msgspec.json.encode(outcome))
             making.replace(self._folder)
-        if not done:
-            _say(self._model, text, mixed=self._mixed)
+        if not end.done:
+            _say(self._model, end.text, mixed=self._mixed)
         return outcome
 
     def discard(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import FAMILIES
 
 from headrace.runtimes.base import Run
+from headrace.runtimes.onnx import child
 from headrace.runtimes.onnx.encoder_facts import EncoderFacts, find_config, read_facts
 from headrace.runtimes.onnx.fusion import fused_entry, wants_fusion
 from headrace.runtimes.onnx.fusion_check import DifferentGraphsError, compare
@@ -223,6 +225,26 @@ def test_what_cannot_be_fused_is_remembered(
     assert fused_entry(tmp_path / "model.onnx", cache, smallest=0) is None
     assert capfd.readouterr().err == ""
     assert marks(cache) == before
+
+
+def test_what_was_killed_is_fused_an_hour_later(
+    bert: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[child.End] = []
+
+    def run(*_: object) -> child.End:
+        ended.append(child.End(done=False, text="the process ended with -9", passing=True))
+        return ended[-1]
+
+    cache = tmp_path / "graphs"
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "run", run)
+        assert fused_entry(bert.graph, cache, smallest=0) is None
+        assert fused_entry(bert.graph, cache, smallest=0) is None
+    assert len(ended) == 1
+    (record,) = cache.glob("*.json")
+    os.utime(record, (time.time() - 3700,) * 2)
+    assert fused_entry(bert.graph, cache, smallest=0) is not None
 
 
 def test_a_cache_that_cannot_be_written(

@@ -237,6 +237,31 @@ def test_a_graph_that_cannot_be_tried_is_served_as_it_is_and_not_tried_again(
     assert run(model, ROWS[:3]).shape == (3, WIDTH)
 
 
+def test_what_failed_for_a_passing_reason_is_tried_again_later(
+    spec: InstanceSpec, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A module of the child's name kills itself, as the kernel does where memory runs out."""
+    modules = Path(spec.path).parent.parent / "modules"
+    modules.mkdir()
+    (modules / "killed.py").write_text(
+        "import os, sys, tempfile\n"
+        "open(tempfile.mkdtemp(dir=sys.argv[2]) + '/half', 'w').write('x' * 1000)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(modules))
+        patch.setattr(sharing, "_CHILD", "killed")
+        for said in (1, 0):
+            assert served_file(load(spec)) == Path(spec.path)
+            assert capfd.readouterr().err.count("the process ended with -9") == said
+    (folder,) = shared(spec)
+    assert [file.name for file in folder.iterdir()] == ["outcome.json"]
+    assert served_file(load(spec)) == Path(spec.path)
+    hour_ago = time.time() - 3700
+    os.utime(folder / "outcome.json", (hour_ago, hour_ago))
+    assert served_file(load(spec)) == folder / GRAPH
+
+
 @pytest.mark.parametrize(
     "change",
     [{"weight_cache": ""}, {"options": {"optimization.graph.level": "2"}}],
