@@ -134,11 +134,11 @@ class SharedGraph:
             making.mkdir()
             arguments = [str(self._graph), str(making), "--options", json.dumps(self._options)]
             end = child.run(_CHILD, [*arguments, "--mixed"] if self._mixed else arguments)
-            sizes = [(making / name).stat().st_size if end.done else 0 for name in (GRAPH, WEIGHTS)]
+            graph, weights = ((making / name).stat().st_size if end.done else 0 for name in (GRAPH, WEIGHTS))
             if not end.done:
                 shutil.rmtree(making)
                 making.mkdir()
-            outcome = Outcome(end.text, self._model, *sizes, end.passing)
+            outcome = Outcome(end.text, self._model, graph, weights, end.passing)
             (making / _RECORD).write_bytes(msgspec.json.encode(outcome))
             making.replace(self._folder)
         if not end.done:

@@ -162,7 +162,9 @@ class Batcher:
 
     def schedule(self) -> None:
         """Form batches when the loop has nothing else to do, so that parts which arrive together join."""
-        if len(self._waiting) and not self._scheduled:
+        if not self._requests and self._gathering.alone:
+            self._form()
+        elif len(self._waiting) and not self._scheduled:
             self._scheduled = True
             self._gathering.begin(time.monotonic_ns())
             self._loop.call_soon(self._gather)

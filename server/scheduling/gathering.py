@@ -15,6 +15,7 @@ PATIENCE_NS: Final = 100_000
 hands requests over one by one, from a thread of its own, and turns in between look idle."""
 
 _NEARLY_ALL: Final = 0.9
+_ALONE: Final = 16  # turns in a row with one request
 _FADING: Final = 0.98  # of how many were under way lately, with every turn
 
 
@@ -26,6 +27,12 @@ class Gathering:
         self._busy_ns = 0  # when the last turn ended that did something
         self._end_ns = 0
         self._lately = 1.0
+        self._single = 0  # turns in a row with no more than one request
+
+    @property
+    def alone(self) -> bool:
+        """Whether there was one request at a time of late, so that none will join the one that is there."""
+        return self._single >= _ALONE
 
     def begin(self, now: int) -> None:
         """Begin at ``now``, in nanoseconds of a monotonic clock."""
@@ -47,5 +54,6 @@ class Gathering:
             self._busy_ns = now
         self._turn_ns = now
         self._lately = max(self._lately * _FADING, active)
+        self._single = self._single + 1 if active <= 1 else 0
         patience = PATIENCE_NS if waiting < _NEARLY_ALL * self._lately else 0
         return now - self._busy_ns <= patience and now < self._end_ns

@@ -350,3 +350,28 @@ async def test_the_loop_is_not_polled_for_more_while_all_instances_run(
     assert looked == [1] * 9 + [2]  # until the instance was done
     assert worker.finish().rows == 2
     assert [await task for task in (first, *others)] == [[2], [4], [6]]
+
+
+async def test_a_lone_caller_waits_for_no_turn_of_the_loop() -> None:
+    batcher, _ = build()
+    worker = Doubler(batcher)
+    batcher.attach(worker)
+    for _ in range(16):
+        task = start(batcher, [part(1)])
+        await settle()
+        worker.finish()
+        assert await task == [2]
+    first = start(batcher, [part(2), part(3)])
+    await asyncio.sleep(0)
+    assert len(worker.held) == 1
+    # two that come together while it runs share a batch, as before
+    others = [start(batcher, [part(value)]) for value in (4, 5)]
+    await settle()
+    assert worker.finish().rows == 2
+    await settle()
+    assert worker.finish().rows == 2
+    assert [await task for task in (first, *others)] == [[4, 6], [8], [10]]
+    others = [start(batcher, [part(value)]) for value in (6, 7)]
+    await settle()
+    assert worker.finish().rows == 2
+    assert [await task for task in others] == [[12], [14]]

@@ -62,3 +62,14 @@ def test_companions_that_have_gone_are_forgotten() -> None:
     for _ in range(20):
         gathered(gathering, [(POLL, 1, 1)] * 100)
     assert gathered(gathering, [(POLL, 1, 1)]) == POLL
+
+
+def test_one_request_at_a_time_is_alone_until_there_are_two() -> None:
+    gathering = Gathering()
+    for _ in range(15):
+        gathered(gathering, [(POLL, 1, 1)])
+        assert not gathering.alone
+    gathered(gathering, [(POLL, 1, 1)])
+    assert gathering.alone
+    gathered(gathering, [(POLL, 2, 2)])
+    assert not gathering.alone
