@@ -62,19 +62,21 @@ def locked(lock: Path) -> Iterator[None]:
         yield
 
 
-def note_load(record: Path) -> None:
-    """Write down that an entry was used just now."""
-    with contextlib.suppress(OSError):  # another's folder, or one that can only be read
-        os.utime(record)
+def holds(record: Path, *, passing: bool) -> bool:
+    """Whether what a record says still holds; writes down that its entry was used just now.
 
-
-def due(record: Path) -> bool:
-    """Whether what failed for a passing reason when ``record`` was written is to be tried again.
+    Args:
+        record: of an entry that is complete.
+        passing: whether it says that something failed for a passing reason; that is tried again some time.
 
     Raises:
         OSError: it cannot be looked at.
     """
-    return time.time() - record.stat().st_mtime > RETRY
+    if passing:
+        return time.time() - record.stat().st_mtime <= RETRY
+    with contextlib.suppress(OSError):  # another's folder, or one that can only be read
+        os.utime(record)
+    return True
 
 
 def remove_abandoned(cache: Path, records: str) -> None:

@@ -19,15 +19,7 @@ from typing import Final
 
 import onnxruntime as ort
 
-from headrace.runtimes.onnx.cache_files import (
-    digest,
-    due,
-    files_beside,
-    locked,
-    note_load,
-    remove_abandoned,
-    state,
-)
+from headrace.runtimes.onnx.cache_files import digest, files_beside, holds, locked, remove_abandoned, state
 
 REVISION: Final = 3
 """Of how graphs are fused: a higher one has all of them made again."""
@@ -86,16 +78,13 @@ class Entry:
         """Return what came of it; None when it is to be tried, or a graph is not as it was written."""
         try:
             found = Outcome(**json.loads(self._record.read_bytes()))
-            if found.passing:
-                return None if due(self._record) else found
             sizes = (found.size, found.packed, found.operators)
             for file, size in zip(self._forms, sizes, strict=True):
                 if size and file.stat().st_size != size:
                     return None
+            return found if holds(self._record, passing=found.passing) else None
         except (OSError, ValueError, TypeError):
             return None
-        note_load(self._record)
-        return found
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Wait until no other process makes an entry for this file; makes the folder.

@@ -23,15 +23,7 @@ import onnxruntime as ort
 
 from headrace.runtimes.base import InstanceSpec
 from headrace.runtimes.onnx import child
-from headrace.runtimes.onnx.cache_files import (
-    digest,
-    due,
-    files_beside,
-    locked,
-    note_load,
-    remove_abandoned,
-    state,
-)
+from headrace.runtimes.onnx.cache_files import digest, files_beside, holds, locked, remove_abandoned, state
 from headrace.runtimes.onnx.options import CPU, THREADS, Provider, optimises
 from headrace.runtimes.onnx.preparing import GRAPH, WEIGHTS
 
@@ -106,15 +98,12 @@ class SharedGraph:
         record = self._folder / _RECORD
         try:
             found = msgspec.json.decode(record.read_bytes(), type=Outcome)
-            if found.passing:
-                return None if due(record) else found
             for name, size in ((GRAPH, found.graph), (WEIGHTS, found.weights)):
                 if size and (self._folder / name).stat().st_size != size:
                     return None
+            return found if holds(record, passing=found.passing) else None
         except (OSError, msgspec.DecodeError):
             return None
-        note_load(record)
-        return found
 
     def make(self) -> Outcome:
         """Return what came of it, once it was tried; of several processes one tries and the others wait.

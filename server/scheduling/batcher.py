@@ -161,12 +161,12 @@ class Batcher:
             _pending(part).fail(error)
 
     def schedule(self) -> None:
-        """Form batches when the loop has nothing else to do, so that parts which arrive together join."""
+        """Form batches once the loop has nothing else to do, so that parts join; of a lone caller at once."""
         if not self._requests and self._gathering.alone:
             self._form()
         elif len(self._waiting) and not self._scheduled:
             self._scheduled = True
-            self._gathering.begin(time.monotonic_ns())
+            self._gathering.begin(time.monotonic_ns(), self._requests)
             self._loop.call_soon(self._gather)
 
     # Callbacks of the instances.

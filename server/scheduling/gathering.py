@@ -11,8 +11,8 @@ GATHER_NS: Final = 2_000_000
 """A batch is formed after this many nanoseconds even if the loop is still busy taking in requests."""
 
 PATIENCE_NS: Final = 100_000
-"""While fewer requests wait than were under way lately, the loop has to have done nothing for so long: gRPC
-hands requests over one by one, from a thread of its own, and turns in between look idle."""
+"""While fewer requests wait than were under way lately, the loop has to have done nothing for so long:
+callers ask one by one, and gRPC's own library hands over one by one, so turns in between look idle."""
 
 _NEARLY_ALL: Final = 0.9
 _ALONE: Final = 16  # turns in a row with one request
@@ -34,8 +34,10 @@ class Gathering:
         """Whether there was one request at a time of late, so that none will join the one that is there."""
         return self._single >= _ALONE
 
-    def begin(self, now: int) -> None:
-        """Begin at ``now``, in nanoseconds of a monotonic clock."""
+    def begin(self, now: int, others: int = 0) -> None:
+        """Begin at ``now``, in nanoseconds of a monotonic clock; ``others`` requests are under way."""
+        if others:
+            self._single = 0
         self._turn_ns = self._busy_ns = now
         self._end_ns = now + GATHER_NS
 

@@ -352,7 +352,8 @@ async def test_the_loop_is_not_polled_for_more_while_all_instances_run(
     assert [await task for task in (first, *others)] == [[2], [4], [6]]
 
 
-async def test_a_lone_caller_waits_for_no_turn_of_the_loop() -> None:
+async def with_a_lone_caller() -> tuple[Batcher, Doubler]:
+    """A batcher that has had one request at a time for long, and its instance."""
     batcher, _ = build()
     worker = Doubler(batcher)
     batcher.attach(worker)
@@ -361,6 +362,11 @@ async def test_a_lone_caller_waits_for_no_turn_of_the_loop() -> None:
         await settle()
         worker.finish()
         assert await task == [2]
+    return batcher, worker
+
+
+async def test_a_lone_caller_waits_for_no_turn_of_the_loop() -> None:
+    batcher, worker = await with_a_lone_caller()
     first = start(batcher, [part(2), part(3)])
     await asyncio.sleep(0)
     assert len(worker.held) == 1
@@ -375,3 +381,15 @@ async def test_a_lone_caller_waits_for_no_turn_of_the_loop() -> None:
     await settle()
     assert worker.finish().rows == 2
     assert [await task for task in others] == [[12], [14]]
+
+
+async def test_two_callers_of_one_instance_share_batches_again_after_a_lone_one() -> None:
+    batcher, worker = await with_a_lone_caller()
+    rows = []
+    for _ in range(2):
+        tasks = [start(batcher, [part(value)]) for value in (2, 3)]
+        while not all(task.done() for task in tasks):
+            await settle()
+            if worker.held:
+                rows.append(worker.finish().rows)
+    assert rows == [1, 1, 2]
