@@ -71,7 +71,7 @@ class Output(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Ran(msgspec.Struct, array_like=True, frozen=True, tag="ran"):
-    """Core → front: the results of a request's parts, and its durations in nanoseconds."""
+    """Core → front: the results of a request's parts, and its durations: those of ``Pending``."""
 
     request: int
     results: tuple[tuple[Output, ...], ...]
@@ -79,6 +79,8 @@ class Ran(msgspec.Struct, array_like=True, frozen=True, tag="ran"):
     input_ns: int
     infer_ns: int
     output_ns: int
+    all_queue_ns: int
+    all_infer_ns: int
 
 
 class Refused(msgspec.Struct, array_like=True, frozen=True, tag="refused"):

@@ -100,6 +100,7 @@ class RemoteBatcher:
         pending = Pending(0, loop)
         pending.queue_ns, pending.input_ns = ran.queue_ns, ran.input_ns
         pending.infer_ns, pending.output_ns = ran.infer_ns, ran.output_ns
+        pending.all_queue_ns, pending.all_infer_ns = ran.all_queue_ns, ran.all_infer_ns
         for part in parts:
             part.pending = pending
         return [_result(outputs) for outputs in ran.results]

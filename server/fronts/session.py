@@ -106,9 +106,12 @@ class Session:
             parts, priority=message.priority, timeout_us=message.timeout_us, wait=message.wait
         )
         pending = parts[0].pending if parts else None
-        times = (0, 0, 0, 0)
+        times = (0,) * 6
         if pending is not None:
-            times = (pending.queue_ns, pending.input_ns, pending.infer_ns, pending.output_ns)
+            times = (
+                pending.queue_ns, pending.input_ns, pending.infer_ns, pending.output_ns,
+                pending.all_queue_ns, pending.all_infer_ns,
+            )  # fmt: skip
         self._send(Ran(message.request, tuple([_outputs(result) for result in results]), *times))
 
     async def _generate(self, message: Submit) -> None:

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.runtimes.base import TensorSpec, TextSpec
 from headrace.runtimes.datatypes import BYTES
+from headrace.runtimes.pooling import SPLADES
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.chat_files import chat_templates, special_tokens
@@ -145,7 +146,7 @@ def load_text(
         max_tokens=_max_tokens(files, parameters, label),
         prompts=prompts,
         default_prompt=default_prompt,
-        normalize=parameters.normalize is not False,
+        normalize=parameters.normalize if parameters.normalize is not None else pooling not in SPLADES,
         labels=names if head == "classify" else (),
         multi_label=multi_label,
         pooling=pooling,

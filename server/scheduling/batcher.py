@@ -185,10 +185,8 @@ class Batcher:
             return
         for part, result in zip(batch.parts, results, strict=True):
             pending = _pending(part)
-            pending.queue_ns = max(pending.queue_ns, batch.sent_ns - part.enqueued_ns)
-            pending.input_ns = max(pending.input_ns, reply.input_ns)
-            pending.infer_ns = max(pending.infer_ns, reply.infer_ns)
-            pending.output_ns = max(pending.output_ns, reply.output_ns)
+            queue_ns = batch.sent_ns - part.enqueued_ns
+            pending.ran(queue_ns, reply.input_ns, reply.infer_ns, reply.output_ns)
             part.batch = None
             pending.complete(part.index, result)
         if len(self._waiting) * self._row_ns > AT_ONCE_NS:

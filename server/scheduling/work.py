@@ -38,10 +38,14 @@ PartResult = dict[str, PartOutput]
 class Pending:
     """One request's answer: ``future`` resolves to the parts' results in order, or to the first error.
 
-    The durations are the longest of its parts', in nanoseconds; the batcher writes them.
+    The durations are in nanoseconds: the longest of its parts', and ``all_queue_ns`` and ``all_infer_ns`` are
+    sums over them.
     """
 
-    __slots__ = ("future", "infer_ns", "input_ns", "missing", "output_ns", "queue_ns", "results")
+    __slots__ = (
+        "all_infer_ns", "all_queue_ns", "future", "infer_ns", "input_ns", "missing", "output_ns", "queue_ns",
+        "results",
+    )  # fmt: skip
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for ``count`` parts."""
@@ -49,6 +53,16 @@ class Pending:
         self.results: list[PartResult] = [{}] * count
         self.missing = count
         self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
+        self.all_queue_ns = self.all_infer_ns = 0
+
+    def ran(self, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count a part that waited ``queue_ns`` for a batch with these durations."""
+        self.all_queue_ns += queue_ns
+        self.all_infer_ns += infer_ns
+        self.queue_ns = max(self.queue_ns, queue_ns)
+        self.input_ns = max(self.input_ns, input_ns)
+        self.infer_ns = max(self.infer_ns, infer_ns)
+        self.output_ns = max(self.output_ns, output_ns)
 
     def complete(self, index: int, result: PartResult) -> None:
         """Take one part's result; the last one resolves the future."""

@@ -11,6 +11,7 @@ from headrace.server.codecs.vectors import packed_floats, packed_vectors
 from headrace.server.repository.model import Task
 from headrace.server.services.ordered import answer_in_order
 from headrace.server.services.tei_models import NO_EMBEDDER, resolve_encoder
+from headrace.server.tasks.batching import Queueing
 from headrace.server.tasks.embed import EmbedOptions, embed
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.sparse import embed_sparse
@@ -88,7 +89,7 @@ class TeiEmbedService:
             truncate=request.truncate,
             direction=codec.direction(request.truncation_direction),
             prompt_name=request.prompt_name,
-            wait=wait,
+            queueing=Queueing(wait=wait),
         )
         model = self._model(call)
         check_normalize(options.normalize, model)
@@ -133,5 +134,5 @@ def _options(request: tei_pb2.EmbedSparseRequest | tei_pb2.EmbedAllRequest, *, w
         truncate=request.truncate,
         direction=codec.direction(request.truncation_direction),
         prompt_name=request.prompt_name,
-        wait=wait,
+        queueing=Queueing(wait=wait),
     )

@@ -17,6 +17,7 @@ from headrace.server.services.tei_models import (
     RANKING,
     resolve_encoder,
 )
+from headrace.server.tasks.batching import Queueing
 from headrace.server.tasks.classify import ClassifyOptions, classify
 from headrace.server.tasks.rerank import RerankOptions, merged, rerank
 from headrace.server.tasks.text_models import text_settings
@@ -84,7 +85,7 @@ class TeiPredictService:
             raw_scores=request.raw_scores,
             truncate=request.truncate,
             direction=codec.direction(request.truncation_direction),
-            wait=wait,
+            queueing=Queueing(wait=wait),
         )
         return codec.predictions([text], await classify(self._tokenizing, model, [text], options))
 
@@ -142,7 +143,7 @@ class TeiRerankService:
                 raw_scores=first.raw_scores,
                 truncate=question.truncate,
                 direction=question.direction,
-                wait=True,
+                queueing=Queueing(wait=True),
             )
             own = [texts[place] for place in places]
             groups.append((places, await rerank(self._tokenizing, model, question.query, own, options)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from headrace.server.errors import UnsupportedError
 
@@ -32,8 +32,29 @@ def batcher_of(model: Model) -> BatchRunner:
     return model.batcher
 
 
+class Queueing(NamedTuple):
+    """How the parts of a request wait for their batches.
+
+    Attributes:
+        priority: as ``BatchRunner.run`` takes it; 0 for the model's default.
+        timeout_us: longest wait in microseconds; 0 for the model's own.
+        wait: for room in the model's queue, instead of being refused when it is full.
+    """
+
+    priority: int = 0
+    timeout_us: int = 0
+    wait: bool = False
+
+    def after(self, first: int) -> Queueing:
+        """Return how parts wait of which ``first`` went before: what has begun waits for room."""
+        return self._replace(wait=True) if first else self
+
+
+USUAL: Final = Queueing()
+
+
 async def run_in_turns(
-    batcher: BatchRunner, parts: Sequence[Part], *, priority: int = 0, timeout_us: int = 0, wait: bool = False
+    batcher: BatchRunner, parts: Sequence[Part], queueing: Queueing = USUAL
 ) -> list[PartResult]:
     """Run the parts of one request, no more at a time than ``MAX_PARTS`` or than the queue holds.
 
@@ -44,21 +65,23 @@ async def run_in_turns(
     Args:
         batcher: the model's.
         parts: at least one.
-        priority: as ``BatchRunner.run`` takes it.
-        timeout_us: likewise; each turn may wait so long in the queue.
-        wait: have the first turn wait for room too.
+        queueing: how each turn waits in the queue.
 
     Raises:
         HeadraceError: what the batcher raises; what has not run by then is given up.
     """
     most = 1
     if len(parts) > 1:
-        level = batcher.policy.level(priority)
+        level = batcher.policy.level(queueing.priority)
         most = max(1, min(MAX_PARTS, batcher.policy.capacity(level)))
     if len(parts) <= most:
-        return await batcher.run(parts, priority=priority, timeout_us=timeout_us, wait=wait)
+        return await _run(batcher, parts, queueing)
     results: list[PartResult] = []
     for start in range(0, len(parts), most):
         turn = parts[start : start + most]
-        results += await batcher.run(turn, priority=priority, timeout_us=timeout_us, wait=wait or start > 0)
+        results += await _run(batcher, turn, queueing.after(start))
     return results
+
+
+def _run(batcher: BatchRunner, parts: Sequence[Part], queueing: Queueing) -> Awaitable[list[PartResult]]:
+    return batcher.run(parts, priority=queueing.priority, timeout_us=queueing.timeout_us, wait=queueing.wait)

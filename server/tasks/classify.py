@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.repository.model import Task
+from headrace.server.tasks.batching import USUAL, Queueing
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.text_encoding import Direction, Text
 from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, softmax, text_settings
@@ -32,7 +33,7 @@ class ClassifyOptions:
         direction: which end is cut.
         limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
         special: let the tokenizer add its special tokens.
-        wait: for room in the model's queue, instead of being refused when it is full.
+        queueing: how its parts wait for their batches.
     """
 
     raw_scores: bool = False
@@ -41,7 +42,7 @@ class ClassifyOptions:
     direction: Direction = Direction.RIGHT
     limit: int | None = None
     special: bool = True
-    wait: bool = False
+    queueing: Queueing = USUAL
 
 
 @dataclass(slots=True)
@@ -96,7 +97,7 @@ async def classify(
     run = await run_texts(
         tokenizing, model, inputs, "logits",
         truncate=options.truncate, direction=options.direction, limit=options.limit, special=options.special,
-        wait=options.wait,
+        queueing=options.queueing,
     )  # fmt: skip
     order, scores = await call_by_size(
         tokenizing, run.size, _score, run,

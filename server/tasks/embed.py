@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headrace.server.errors import InvalidArgumentError
 from headrace.server.repository.model import Task
+from headrace.server.tasks.batching import USUAL, Queueing
 from headrace.server.tasks.offload import call_by_size
 from headrace.server.tasks.text_encoding import Direction, Text, resolve_prompt
 from headrace.server.tasks.text_models import Timings, run_texts, text_settings
@@ -33,7 +34,7 @@ class EmbedOptions:
         prompt_name: the model's prompt to put before every text; None for its default prompt.
         limit: at most this many tokens of an input, at least 1; None for as many as the model takes.
         special: let the tokenizer add its special tokens.
-        wait: for room in the model's queue, instead of being refused when it is full.
+        queueing: how its parts wait for their batches.
     """
 
     normalize: bool | None = None
@@ -43,7 +44,7 @@ class EmbedOptions:
     prompt_name: str | None = None
     limit: int | None = None
     special: bool = True
-    wait: bool = False
+    queueing: Queueing = USUAL
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ async def embed(
     run = await run_texts(
         tokenizing, model, inputs, "embedding",
         truncate=options.truncate, direction=options.direction, prompt=prompt,
-        limit=options.limit, special=options.special, wait=options.wait,
+        limit=options.limit, special=options.special, queueing=options.queueing,
     )  # fmt: skip
     normalize = settings.normalize if options.normalize is None else options.normalize
     vectors = await call_by_size(tokenizing, run.size, _vectors, run, dimensions, normalize=normalize)

@@ -8,7 +8,7 @@ from headrace.runtimes.datatypes import BYTES
 from headrace.server.errors import ExecutionFailedError, QueueFullError
 from headrace.server.repository.model import Form, Plan
 from headrace.server.scheduling.work import Part, PartInput, PartResult
-from headrace.server.tasks.batching import batcher_of, run_in_turns
+from headrace.server.tasks.batching import Queueing, batcher_of, run_in_turns
 from headrace.server.tasks.infer_names import request_prefix
 from headrace.server.tasks.infer_split import join_rows, row_counts, split_rows
 from headrace.server.tasks.infer_text import infer_text
@@ -61,11 +61,12 @@ async def infer(
         if form is not None and not (split and 0 < model.max_batch_size < plan.rows):
             _remember(model.plans, form, plan)
     specs = plan.answer
+    queueing = Queueing(request.priority, request.timeout_us)
     try:
         if model.text is not None:
-            result = await infer_text(tokenizing, model, request.inputs[plan.inputs[0][0]])
+            result = await infer_text(tokenizing, model, request.inputs[plan.inputs[0][0]], queueing)
         else:
-            result = await _run(tokenizing, batcher, model, request, plan)
+            result = await _run(tokenizing, batcher, model, request, plan, queueing)
     except QueueFullError as error:
         raise QueueFullError(request_prefix(request.id) + error.message, **error.metadata) from error
     outputs = [_output(model, spec, result) for spec in specs]
@@ -121,7 +122,12 @@ def _plan(model: Model, request: InferRequest, checked: Checked) -> Plan:
 
 
 async def _run(
-    tokenizing: Tokenizing, batcher: BatchRunner, model: Model, request: InferRequest, plan: Plan
+    tokenizing: Tokenizing,
+    batcher: BatchRunner,
+    model: Model,
+    request: InferRequest,
+    plan: Plan,
+    queueing: Queueing,
 ) -> PartResult:
     given = request.inputs
     inputs = [
@@ -138,7 +144,7 @@ async def _run(
         ]
     else:
         parts = [Part(inputs, outputs=plan.outputs, rows=plan.rows, key=plan.key)]
-    results = await run_in_turns(batcher, parts, priority=request.priority, timeout_us=request.timeout_us)
+    results = await run_in_turns(batcher, parts, queueing)
     return results[0] if len(results) == 1 else join_rows(results)
 
 

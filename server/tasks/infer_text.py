@@ -15,17 +15,21 @@ from headrace.server.tasks.embed import EmbedOptions, embed
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
+    from headrace.server.tasks.batching import Queueing
     from headrace.server.tasks.tensors import InputTensor
     from headrace.server.tasks.tokenization import Tokenizing
 
 
-async def infer_text(tokenizing: Tokenizing, model: Model, tensor: InputTensor) -> PartResult:
+async def infer_text(
+    tokenizing: Tokenizing, model: Model, tensor: InputTensor, queueing: Queueing
+) -> PartResult:
     """Run a text model on the elements of ``tensor``.
 
     Args:
         tokenizing: where texts become tokens.
         model: a text model.
         tensor: checked ``BYTES`` input; every element is UTF-8 text.
+        queueing: how its texts wait for their batches.
 
     Returns:
         The model's one output, FP32: ``embedding`` (rows, dimensions), scaled as the model is set to; or the
@@ -37,9 +41,9 @@ async def infer_text(tokenizing: Tokenizing, model: Model, tensor: InputTensor) 
     """
     texts = element_texts(model, tensor)
     if model.task is Task.EMBED:
-        rows = (await embed(tokenizing, model, texts, EmbedOptions())).vectors
+        rows = (await embed(tokenizing, model, texts, EmbedOptions(queueing=queueing))).vectors
     else:
-        found = await classify(tokenizing, model, texts, ClassifyOptions())
+        found = await classify(tokenizing, model, texts, ClassifyOptions(queueing=queueing))
         rows = np.empty_like(found.scores)
         np.put_along_axis(rows, found.order, found.scores, axis=1)
     return {model.outputs[0].name: PartOutput("FP32", rows.shape, rows.tobytes())}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.repository.model import Task
+from headrace.server.tasks.batching import USUAL, Queueing
 from headrace.server.tasks.embed import unit_rows
 from headrace.server.tasks.text_encoding import Direction
 from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, text_settings
@@ -40,7 +41,7 @@ class RerankOptions:
             as many as the model takes.
         query_limit: at most this many tokens of the query itself, without special tokens; None for all.
         text_limit: the same of each text.
-        wait: for room in the model's queue, instead of being refused when it is full.
+        queueing: how its parts wait for their batches.
     """
 
     raw_scores: bool = False
@@ -50,7 +51,7 @@ class RerankOptions:
     limit: int | None = None
     query_limit: int | None = None
     text_limit: int | None = None
-    wait: bool = False
+    queueing: Queueing = USUAL
 
 
 @dataclass(slots=True)
@@ -97,7 +98,8 @@ async def rerank(
         pairs = [(query, text) for text in texts]
         run = await run_texts(
             tokenizing, model, pairs, "logits",
-            truncate=options.truncate, direction=options.direction, limit=options.limit, wait=options.wait,
+            truncate=options.truncate, direction=options.direction, limit=options.limit,
+            queueing=options.queueing,
         )  # fmt: skip
         scored = _Scored(run.matrix()[:, 0], run.token_counts, run.timings)
         if not options.raw_scores:
@@ -171,7 +173,7 @@ async def _late_interaction(
         run = await run_texts(
             tokenizing, model, inputs, "token_embeddings",
             truncate=options.truncate, direction=options.direction, limit=options.limit,
-            wait=options.wait or start > 0,
+            queueing=options.queueing.after(start),
         )  # fmt: skip
         counts += run.token_counts
         timings.then(run.timings)

@@ -57,7 +57,7 @@ async def embed_sparse(
         truncate=options.truncate,
         direction=options.direction,
         prompt=resolve_prompt(settings, options.prompt_name),
-        wait=options.wait,
+        queueing=options.queueing,
     )  # fmt: skip
     rows = await tokenizing.run(_weights, run.data)
     return SparseEmbeddings(rows, run.token_counts, run.timings)

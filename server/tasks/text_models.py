@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.server.errors import InputEmptyError, TaskNotSupportedError
 from headrace.server.scheduling.work import Part, PartInput
-from headrace.server.tasks.batching import batcher_of, run_in_turns
+from headrace.server.tasks.batching import USUAL, Queueing, batcher_of, run_in_turns
 from headrace.server.tasks.text_encoding import Direction, Text, Tokens
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ class Timings:
     Attributes:
         total_ns: from the start of the task until its result.
         tokenization_ns: text to tokens, the wait for a free tokeniser thread included.
-        queue_ns: the longest wait of one of the call's parts for its batch.
-        inference_ns: the longest run of one of the batches that the call's parts were in; for a call that
-            went in turns, the sum over the turns.
+        queue_ns: wait for a batch, the mean over the call's inputs.
+        inference_ns: run of the batch that an input was in, the mean over the call's inputs.
     """
 
     total_ns: int = 0
@@ -44,7 +43,7 @@ class Timings:
         """Add what followed in the same call."""
         self.total_ns += later.total_ns
         self.tokenization_ns += later.tokenization_ns
-        self.queue_ns = max(self.queue_ns, later.queue_ns)
+        self.queue_ns += later.queue_ns
         self.inference_ns += later.inference_ns
 
 
@@ -103,13 +102,12 @@ async def run_texts(
     prompt: str = "",
     limit: int | None = None,
     special: bool = True,
-    wait: bool = False,
+    queueing: Queueing = USUAL,
 ) -> TextRun:
     """Tokenise ``texts`` and run them as the parts of one request.
 
     ``truncate`` is on unless it is False. ``limit`` stands for the model's longest sequence where it is
-    lower; without ``special`` the tokenizer adds no special tokens; with ``wait`` the request waits for room
-    in a full queue.
+    lower; without ``special`` the tokenizer adds no special tokens.
 
     Raises:
         TaskNotSupportedError: the model does not take text.
@@ -130,7 +128,7 @@ async def run_texts(
             settings, texts,
             truncate=truncate is not False, direction=direction, prompt=prompt, special=special,
         )  # fmt: skip
-        run = await _run_tokens(batcher, tokens, output, started, wait=wait)
+        run = await _run_tokens(batcher, tokens, output, started, queueing)
     except BaseException:
         counted.observe_failed()
         raise
@@ -139,17 +137,19 @@ async def run_texts(
 
 
 async def _run_tokens(
-    batcher: BatchRunner, tokens: list[Tokens], output: TextOutput, started: int, *, wait: bool
+    batcher: BatchRunner, tokens: list[Tokens], output: TextOutput, started: int, queueing: Queueing
 ) -> TextRun:
     """Run tokenised inputs; ``started`` is when tokenising began, ``time.monotonic_ns``."""
     parts = [_part(entry, output) for entry in tokens]
     timings = Timings(tokenization_ns=time.monotonic_ns() - started)
-    results = await run_in_turns(batcher, parts, wait=wait)
+    results = await run_in_turns(batcher, parts, queueing)
     data = [result[output].data for result in results]
     for turn in {part.pending for part in parts}:
         if turn is not None:
-            timings.queue_ns = max(timings.queue_ns, turn.queue_ns)
-            timings.inference_ns += turn.infer_ns
+            timings.queue_ns += turn.all_queue_ns
+            timings.inference_ns += turn.all_infer_ns
+    timings.queue_ns //= len(parts)
+    timings.inference_ns //= len(parts)
     timings.total_ns = time.monotonic_ns() - started
     return TextRun(data, tokens, timings)
 

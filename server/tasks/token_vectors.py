@@ -48,7 +48,7 @@ async def embed_tokens(
         prompt=resolve_prompt(settings, options.prompt_name),
         limit=options.limit,
         special=options.special,
-        wait=options.wait,
+        queueing=options.queueing,
     )  # fmt: skip
     counts = run.token_counts
     vectors = [

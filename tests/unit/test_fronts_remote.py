@@ -137,6 +137,8 @@ async def test_parts_come_back_in_order_with_their_durations(served: Served) -> 
     pending = parts[1].pending
     assert pending is not None
     assert (pending.input_ns, pending.infer_ns, pending.output_ns) == (1000, 2000, 3000)
+    assert pending.all_infer_ns == 2 * 2000
+    assert pending.queue_ns <= pending.all_queue_ns <= 2 * pending.queue_ns
     assert (served.remote.active, served.session.active) == (0, 0)
     assert served.statistics.success.count == 1
 

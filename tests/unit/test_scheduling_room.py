@@ -15,7 +15,7 @@ from headrace.server.errors import ModelNotReadyError, QueueFullError, QueueTime
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.scheduling.policy import QueuePolicy
 from headrace.server.tasks import batching
-from headrace.server.tasks.batching import run_in_turns
+from headrace.server.tasks.batching import Queueing, run_in_turns
 
 
 def full(limit: int = 2, **policy: object) -> tuple[Batcher, list[asyncio.Task[list[int]]]]:
@@ -206,7 +206,7 @@ async def batcher_done(worker: Doubler, task: asyncio.Task[list[int]]) -> None:
 
 
 async def in_turns(batcher: Batcher, values: range, *, wait: bool = False) -> list[int]:
-    results = await run_in_turns(batcher, [part(value) for value in values], wait=wait)
+    results = await run_in_turns(batcher, [part(value) for value in values], Queueing(wait=wait))
     return [int(np.frombuffer(result["OUT"].data, np.int32)[0]) for result in results]
 
 

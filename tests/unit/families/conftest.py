@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,7 @@ class Models:
         max_tokens: int = 24,
         max_queue: int = 1024,
         fail: bool = False,
+        policy: Mapping[str, Any] = MappingProxyType({}),
         **settings: Any,
     ) -> Model:
         """A text model: ``embed`` has DIMENSIONS values, the others a logit for each of at most 3 labels."""
@@ -160,11 +162,11 @@ class Models:
             result["logits"] = result["logits"][:, : len(labels) or 3]
             return result
 
-        policy = BatchingPolicy(max_rows=64, max_tokens=4096, join=True, max_queue=max_queue)
+        usual: dict[str, Any] = {"max_rows": 64, "max_tokens": 4096, "join": True, "max_queue": max_queue}
         return self._model(
             name,
             task,
-            policy,
+            BatchingPolicy(**{**usual, **policy}),
             compute,
             text=TextSettings(self.tokenizer, max_tokens, labels=tuple(labels), **settings),
             dimensions=DIMENSIONS if task is Task.EMBED else 0,

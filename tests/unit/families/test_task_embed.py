@@ -101,7 +101,7 @@ async def test_large_requests_go_in_turns_and_fit_the_queue(
     expected = np.stack([reference(text)["embedding"] for text in texts])
     np.testing.assert_allclose(result.vectors, expected, atol=1e-6)
     assert model.statistics.success.count == 4
-    assert result.timings.inference_ns == 4 * 20
+    assert result.timings.inference_ns == 20  # of each turn: times are means over the texts
 
 
 async def test_many_vectors_are_finished_in_a_thread(

@@ -155,6 +155,7 @@ def test_pooling_of_the_splade_module(models_of: Any, config: dict[str, Any] | N
     assert text.pooling == pooling
     assert definition.text is not None
     assert definition.text.sparse
+    assert not definition.text.normalize
 
 
 @pytest.mark.parametrize(
