@@ -16,6 +16,8 @@ COLOURS: Final = ("#1f6f8b", "#e07a3f", "#7a9e58", "#8d6a9f")
 _OURS: Final = ("#1f6f8b", "#7fbcd2", "#123f52", "#a9c1dd", "#4a6fa5")
 _PEERS: Final = ("#e07a3f", "#f2b48c", "#7a9e58", "#8d6a9f", "#c3a9d1", "#c9a227", "#a65d57", "#9a9a9a")
 ROW_INCHES: Final = 15.0
+LEGEND_INCHES: Final = 1.25
+"""What the longest name of a route takes in a legend, its colour and the space after it included."""
 BAR_COLOUR: Final = "#b3261e"
 _SHOWN: Final = ("of_twin", "of_raw", "of_empty")
 _WIDTH: Final = 0.8
@@ -90,9 +92,8 @@ def _chart(scenarios: Sequence[ScenarioResult], path: Path, title: str, *, log: 
     if not log and any(map(_has_reference, scenarios)):
         handles.append(Line2D([], [], color=BAR_COLOUR, linewidth=2))
         labels.append("bar")
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(8, len(labels)), frameon=False, fontsize=9
-    )
+    columns = max(1, int(figure.get_figwidth() / LEGEND_INCHES))  # a legend that is too wide is cut off
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -41,7 +41,7 @@ from headrace.server.telemetry.metrics import Metrics
 from headrace.server.telemetry.requests import RequestMetrics
 from headrace.server.tuning.cache import TuningCache
 from headrace.server.tuning.fingerprint import machine_facts
-from headrace.server.tuning.models import TunedModels
+from headrace.server.tuning.models import TunedModels, tuning_mode
 from headrace.server.workers.supervised import RestartPolicy
 
 log = structlog.get_logger(__name__)
@@ -307,15 +307,16 @@ def _machine(settings: Settings) -> Machine:
 def _factory(settings: Settings) -> ModelFactory:
     """Return what starts models: with the layouts that were measured for them, if the settings say so."""
     models = RunningModels(settings.max_queue_size, RestartPolicy(attempts=settings.worker_restart_attempts))
-    if settings.tuning == "off":
-        return models
     machine = _machine(settings)
+    mode = tuning_mode(settings.tuning, machine)
+    if mode is None:
+        return models
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     return TunedModels(
         models,
         machine,
         cache,
-        settings.tuning,
+        mode,
         seconds=settings.tuning_seconds,
         tolerance=settings.tuning_tolerance,
     )

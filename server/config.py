@@ -126,11 +126,12 @@ class Settings(BaseSettings):
     max_client_batch_size: int = Field(
         default=32, ge=1, description="Most texts that one TEI request may carry."
     )
-    tuning: Literal["off", "cached", "load"] = Field(
-        default="off",
+    tuning: Literal["auto", "load", "cached", "off"] = Field(
+        default="auto",
         description="Threads, instances and batch limits where a model's configuration leaves them open: "
         "`load` measures them when a model is first loaded on this machine, `cached` only uses what was "
-        "measured before, `off` uses fixed rules.",
+        "measured before, `off` uses fixed rules. `auto` is `load` with more than 4 cores and no GPU, else "
+        "`cached`.",
     )
     tuning_seconds: float = Field(
         default=10.0, gt=0, description="How long `tuning: load` may measure one model, in seconds."

@@ -12,6 +12,9 @@ from headrace.server.repository.parameters import ModelParameters
 MOST_DEFAULT_INSTANCES: Final = 4
 """Instances on the CPU where the configuration says nothing: some runtimes hold the model once for each."""
 
+_DEFAULT_INSTANCES: Final = (MOST_DEFAULT_INSTANCES, 3)
+"""How many a machine with more cores has: whatever uses most of them, the first where both do."""
+
 CPU: Final = "cpu"
 
 
@@ -44,15 +47,15 @@ class Instance:
 def fill_instance_group(config: ModelConfig, machine: Machine, *, single: bool = False) -> None:
     """Make ``instance_group`` say what will run: names, kinds, counts and devices.
 
-    Without one, a machine with CUDA devices runs one instance on each, another ``min(cores, 4)`` on the CPU:
-    a busy CPU does most with as many one-thread instances as it has cores. ``single`` has it run one: an
-    engine fills the cores with the sequences of one step.
+    Without one, a machine with CUDA devices runs one instance on each, another as many on the CPU as
+    :func:`default_instances` says. ``single`` has it run one: an engine fills the cores with the sequences of
+    one step.
 
     Raises:
         LoadFailedError: a group asks for devices that are not there.
     """
     if not config.instance_group:
-        count = 1 if machine.gpus or single else min(machine.cores, MOST_DEFAULT_INSTANCES)
+        count = 1 if machine.gpus or single else default_instances(machine.cores)
         config.instance_group.add(count=count)
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{config.name}_{index}"
@@ -62,6 +65,17 @@ def fill_instance_group(config: ModelConfig, machine: Machine, *, single: bool =
             group.kind = ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU
         if group.kind == ModelInstanceGroup.KIND_GPU:
             _fill_gpus(config, group, machine)
+
+
+def default_instances(cores: int) -> int:
+    """Return how many instances share ``cores`` where nobody says.
+
+    A busy CPU does most with as many one-thread instances as it has cores. With more cores than 4, each of 4
+    has several threads, or each of 3 where fewer cores are left over so.
+    """
+    if cores <= MOST_DEFAULT_INSTANCES:
+        return cores
+    return max(_DEFAULT_INSTANCES, key=lambda count: cores // count * count)
 
 
 def plan_instances(
@@ -77,7 +91,7 @@ def plan_instances(
     """
     devices = [device for group in config.instance_group for device in _devices(group)]
     on_cpu = max(1, devices.count(CPU))
-    threads = parameters.intra_op_thread_count or max(1, machine.cores // on_cpu if given else 1)
+    threads = parameters.intra_op_thread_count or max(1, machine.cores // on_cpu)
     lone = parameters.lone_threads
     if lone is None:
         # A single caller is served fastest by all cores together; lone batches go to the first instance.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from headrace.server.services.tgi_requests import TgiRequests
 
 INSTANCES_AT_ONCE: Final = 32
-"""Instances of one ``/vertex`` request that are under way at the same time."""
+"""Instances of one ``/vertex`` request that are under way at the same time, at most."""
 
 
 class EndpointService:
@@ -45,6 +45,8 @@ class EndpointService:
         openai: answers chat and completion bodies.
         pooling: answers vLLM's bodies for encoders.
         encoder_info: what ``GET /info`` says of an encoder.
+        queue_size: requests that may wait at a model. No ``/vertex`` request has more instances under way:
+            the queue of an idle server would refuse the others.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class EndpointService:
         openai: OpenaiRoutes,
         pooling: PoolingRequests,
         encoder_info: EncoderInfo,
+        queue_size: int,
     ) -> None:
         self._repository = repository
         self._generating = generating
@@ -62,6 +65,7 @@ class EndpointService:
         self._openai = openai
         self._pooling = pooling
         self._encoder_info = encoder_info
+        self._at_once = min(INSTANCES_AT_ONCE, queue_size)
 
     async def Run(
         self, request: endpoint_pb2.EndpointServiceRunRequest, call: Call
@@ -112,7 +116,7 @@ class EndpointService:
             for instance in instances:
                 yield instance
 
-        answers = answer_in_order(given(), lambda one: self._predict(one, call), INSTANCES_AT_ONCE)
+        answers = answer_in_order(given(), lambda one: self._predict(one, call), self._at_once)
         return HttpReply(predictions_json([answer async for answer in answers]))
 
     async def Info(self, request: endpoint_pb2.EndpointServiceInfoRequest, call: Call) -> HttpReply:

@@ -195,6 +195,7 @@ SERVICES: Final = (
             OpenaiRoutes(d.repository, d.generating, version("headrace")),
             _pooling_requests(d),
             _encoder_info(d),
+            d.settings.max_queue_size,
         ),
     ),
     Registration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -60,6 +61,8 @@ class TuningCache:
 
     def read(self, definition: ModelDefinition) -> Record | None:
         """Return what was measured; None if nothing was, or the file does not say."""
+        if not any(self._folder.glob(f"{glob.escape(definition.name)}-*.json")):
+            return None  # without reading a model that may be large
         try:
             return msgspec.json.decode(self.path(definition).read_bytes(), type=Record)
         except (OSError, msgspec.MsgspecError):

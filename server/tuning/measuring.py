@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from headrace.server.errors import ExecutionFailedError
+from headrace.server.errors import ExecutionFailedError, HeadraceError
 from headrace.server.repository.policies import batching_policy, text_limits
 from headrace.server.scheduling.batcher import Batcher
 from headrace.server.telemetry.statistics import ModelStatistics
@@ -20,7 +20,7 @@ from headrace.server.tuning.candidates import Candidate, Layout, limits
 from headrace.server.tuning.choice import Measurement
 from headrace.server.tuning.disturbance import disturbance, usage
 from headrace.server.tuning.load import lone_seconds, settle, throughput
-from headrace.server.tuning.workload import tensor_samples, text_samples
+from headrace.server.tuning.workload import NotTunableError, tensor_samples, text_samples
 from headrace.server.workers.group import WorkerGroup
 from headrace.server.workers.instance import Instance
 from headrace.server.workers.supervised import RestartPolicy
@@ -80,6 +80,20 @@ def model_memory(pids: Sequence[int]) -> int:
     return total
 
 
+async def load_once(definition: ModelDefinition) -> None:
+    """Start one process of a model and end it: files are in memory then, and graphs that are kept were made.
+
+    Raises:
+        NotTunableError: the model cannot be started.
+    """
+    workers = WorkerGroup(definition.specs[:1], lambda spec, _: _unsupervised(spec, _note), _note)
+    try:
+        await workers.start()
+    except HeadraceError as error:
+        raise NotTunableError(error.message) from error
+    await workers.stop()
+
+
 async def measure_group(
     definition: ModelDefinition, group: Sequence[Layout], machine: Machine, effort: Effort
 ) -> GroupResult:
@@ -101,14 +115,11 @@ async def measure_group(
     shaped = apply(definition, Candidate(widest), machine)
     current: list[Batcher] = []
 
-    def instance(spec: InstanceSpec, _: Callable[[str], None]) -> Instance:
-        return Instance(spec, _NO_RESTARTS, on_restart=lambda: None, on_failed=ended)
-
     def ended(reason: str) -> None:
         for made in current:
             made.abort(ExecutionFailedError(f"a process ended while it was measured: {reason}"))
 
-    workers = WorkerGroup(shaped.specs, instance, ended)
+    workers = WorkerGroup(shaped.specs, lambda spec, _: _unsupervised(spec, ended), ended)
     loaded = await workers.start()
     try:
         completed = shaped.complete(loaded)
@@ -153,6 +164,15 @@ async def measure_group(
     finally:
         await workers.stop()
     return GroupResult(tuple(measured), clients, time.monotonic() - started, others)
+
+
+def _note(_: str) -> None:
+    """Leave a process that ends early to those that measure: it ends there too."""
+
+
+def _unsupervised(spec: InstanceSpec, ended: Callable[[str], None]) -> Instance:
+    """Return an instance that is not started again when its process ends."""
+    return Instance(spec, _NO_RESTARTS, on_restart=lambda: None, on_failed=ended)
 
 
 def _form(policy: BatchingPolicy, layout: Layout) -> BatchingPolicy:

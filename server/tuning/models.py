@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from headrace.server.repository.instances import MOST_DEFAULT_INSTANCES
 from headrace.server.tuning.application import apply
 from headrace.server.tuning.cache import Record, TuningCache
 from headrace.server.tuning.candidates import free_fields
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Mode = Literal["cached", "load"]
+
+
+def tuning_mode(setting: Literal["auto", "load", "cached", "off"], machine: Machine) -> Mode | None:
+    """Return what the setting ``tuning`` means on ``machine``; None for fixed rules.
+
+    With few cores the rules are right: each has an instance. How many share what is left of larger machines
+    depends on the model. GPUs were never measured.
+    """
+    if setting == "auto":
+        return "load" if machine.cores > MOST_DEFAULT_INSTANCES and not machine.gpus else "cached"
+    return None if setting == "off" else setting
 
 
 class Turns:

@@ -17,7 +17,7 @@ from headrace.server.tuning.candidates import Layout, free_fields, groups, layou
 from headrace.server.tuning.choice import Measurement, choose, medians
 from headrace.server.tuning.fingerprint import memory_bytes
 from headrace.server.tuning.load import settle
-from headrace.server.tuning.measuring import Effort, measure_group
+from headrace.server.tuning.measuring import Effort, load_once, measure_group
 from headrace.server.tuning.workload import NotTunableError
 
 if TYPE_CHECKING:
@@ -93,8 +93,9 @@ async def tune(
     Args:
         definition: the model.
         machine: what instances are planned for.
-        seconds: for all of it. A quick measurement leaves out what does not fit any more, but for the
-            first layout; what has not ended after twice this time is given up in any case.
+        seconds: for all of it, after the model was loaded once. A quick measurement leaves out what does not
+            fit any more, but for the first layout; what has not ended after twice this time is given up in
+            any case.
         thorough: more limits of a batch, all layouts, and rounds until the time is used up.
         progress: called before each layout.
 
@@ -106,6 +107,7 @@ async def tune(
         raise NotTunableError(
             "models that generate text are not tuned" if generates else "its configuration says everything"
         )
+    await load_once(definition)  # what only the first load of a model does is not measured
     work = _Work(definition, machine, seconds, thorough, progress)
     try:
         async with asyncio.timeout(2 * seconds):

@@ -62,6 +62,7 @@ async def endpoint(repository: Any, tokenizing: Tokenizing, encoding: TeiRequest
             OpenaiRoutes(repository, generating, "1"),
             PoolingRequests(repository, tokenizing, ChatTemplates()),
             EncoderInfo(8, 4, 2),
+            queue_size=3,
         )
     )
 
@@ -74,6 +75,11 @@ async def predict(endpoint: Any, model: str, *instances: Any) -> Any:
         {"instances": instances},
         {"x-headrace-model": model},
     )
+
+
+async def test_a_request_does_not_fill_the_queue_for_its_own_instances(endpoint: Any) -> None:
+    answer = await predict(endpoint, "full", *[{"inputs": f"text {number}"} for number in range(10)])
+    assert (answer.status, len(answer.json.get("predictions", []))) == (200, 10)
 
 
 async def test_a_sparse_model_weighs_the_vocabulary(endpoint: Any, encoding: TeiRequests, rest: Any) -> None:

@@ -15,10 +15,16 @@ def plan(text: str, machine: Machine, **parameters: int) -> list[Instance]:
     return plan_instances(config, ModelParameters(**parameters), machine, given=given)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 2), (4, 4), (64, 4)])
-def test_without_a_group_the_cpu_gets_one_thread_instances(cores: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("cores", "count", "threads"),
+    [
+        (1, 1, 1), (2, 2, 1), (4, 4, 1), (5, 4, 1), (6, 3, 2), (7, 3, 2), (8, 4, 2), (9, 3, 3), (16, 4, 4),
+        (64, 4, 16),
+    ],
+)  # fmt: skip
+def test_without_a_group_narrow_instances_share_the_cores(cores: int, count: int, threads: int) -> None:
     planned = plan("", Machine(cores))
-    assert [instance.threads for instance in planned] == [1] * count
+    assert [instance.threads for instance in planned] == [threads] * count
     # All cores for a batch that runs alone, on the first instance only.
     assert [instance.lone_threads for instance in planned] == [cores if cores > 1 else 0] + [0] * (count - 1)
 
@@ -36,9 +42,16 @@ def test_a_group_without_a_count_has_one_instance() -> None:
 def test_thread_parameters_decide() -> None:
     assert plan("", Machine(2), intra_op_thread_count=3) == [Instance("cpu", 3)] * 2
     assert plan("", Machine(2), lone_threads=0) == [Instance("cpu", 1)] * 2
+    assert plan("", Machine(16), intra_op_thread_count=1) == [Instance("cpu", 1)] * 4
     group = "instance_group { count: 2 }"
     assert plan(group, Machine(8), lone_threads=8) == [Instance("cpu", 4, 8), Instance("cpu", 4)]
     assert plan(group, Machine(8), lone_threads=4) == [Instance("cpu", 4)] * 2
+
+
+def test_at_most_two_cores_are_left_over() -> None:
+    for cores in range(1, 130):
+        planned = plan("", Machine(cores))
+        assert 0 <= cores - sum(instance.threads for instance in planned) <= 2, cores
 
 
 def test_gpus() -> None:

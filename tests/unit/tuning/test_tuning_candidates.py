@@ -38,9 +38,9 @@ def parameter(key: str, value: str) -> str:
 
 def test_the_present_layout_comes_first_and_the_extremes_before_the_middle(define: Define) -> None:
     found = layouts(define(TENSORS, cores=8), Machine(8))
-    assert found[0] == present_layout(define(TENSORS)) == Layout(4, 1, 8)
+    assert found[0] == present_layout(define(TENSORS)) == Layout(4, 2, 8)
     shapes = list(dict.fromkeys((layout.instances, layout.threads) for layout in found))
-    assert shapes == [(4, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
+    assert shapes == [(4, 2), (8, 1), (1, 8), (2, 4)]
 
 
 def test_two_cores_have_narrow_instances_with_and_without_a_wide_form_and_one_wide_one(

@@ -40,6 +40,16 @@ def test_a_record_comes_back_as_it_was(define: Define, tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [path.name]  # nothing half-written
 
 
+def test_models_that_were_never_measured_are_not_read(
+    define: Define, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = TuningCache(tmp_path / "cache", {})
+    asked: list[object] = []
+    monkeypatch.setattr(cache, "path", asked.append)
+    assert cache.read(define(CONFIG)) is None
+    assert asked == []
+
+
 @pytest.mark.parametrize("content", ["", "{", '{"model": 3}', "[]"])
 def test_a_file_that_is_no_record_is_none(define: Define, tmp_path: Path, content: str) -> None:
     cache = TuningCache(tmp_path / "cache", {})

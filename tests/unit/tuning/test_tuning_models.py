@@ -14,7 +14,7 @@ from headrace.server.repository.model import Model
 from headrace.server.tuning.cache import Record, TuningCache
 from headrace.server.tuning.candidates import Candidate, Layout, present_layout
 from headrace.server.tuning.choice import Measurement
-from headrace.server.tuning.models import TunedModels, Turns
+from headrace.server.tuning.models import TunedModels, Turns, tuning_mode
 
 Define = Any
 CHOSEN = Measurement(Candidate(Layout(1, 8), 16), 99.0, 10.0)
@@ -33,6 +33,15 @@ class Started:
 
     async def dispose(self, model: Model) -> None:
         self.disposed.append(model)
+
+
+def test_auto_measures_where_rules_cannot_know() -> None:
+    assert tuning_mode("auto", Machine(4)) == "cached"
+    assert tuning_mode("auto", Machine(5)) == "load"
+    assert tuning_mode("auto", Machine(16, gpus=1)) == "cached"
+    assert tuning_mode("load", Machine(2)) == "load"
+    assert tuning_mode("cached", Machine(16)) == "cached"
+    assert tuning_mode("off", Machine(16)) is None
 
 
 def ignore(model: Model, reason: str) -> None:

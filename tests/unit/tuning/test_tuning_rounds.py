@@ -36,6 +36,8 @@ class Measuring:
         stuck: the group that never ends.
         fails: whether a group raises.
         throughputs: number of instances → what it reaches, round by round.
+        load: seconds that the load before the first measurement takes.
+        loads: how many there were.
     """
 
     seconds: float = 0.0
@@ -46,6 +48,8 @@ class Measuring:
     fails: Callable[[Sequence[Layout]], bool] = lambda group: False
     throughputs: dict[int, list[float]] = field(default_factory=dict)
     disturbances: list[float] = field(default_factory=list)
+    load: float = 0.0
+    loads: int = 0
     groups: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     efforts: list[Effort] = field(default_factory=list)
 
@@ -68,6 +72,12 @@ class Measuring:
 @pytest.fixture
 def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
     made = Measuring()
+
+    async def load_once(_: object) -> None:
+        await asyncio.sleep(made.load)
+        made.loads += 1
+
+    monkeypatch.setattr(tuner, "load_once", load_once)
     monkeypatch.setattr(tuner, "measure_group", made)
     return made
 
@@ -85,6 +95,14 @@ async def test_a_quick_measurement_has_one_round(define: Define, measuring: Meas
     assert (outcome.rounds, outcome.complete) == (1, True)
     assert outcome.present.candidate.layout == Layout(2, 1, 2)
     assert [step.round for step in steps] == [1, 1]
+
+
+async def test_the_first_load_is_not_measured(define: Define, measuring: Measuring) -> None:
+    """It may make graphs, which takes longer than all the rest; the time begins after it."""
+    measuring.load = 1.5
+    outcome = await run(define, seconds=0.7)
+    assert measuring.loads == 1
+    assert (measuring.groups, outcome.complete) == ([NARROW, WIDE], True)
 
 
 async def test_all_candidates_have_the_same_number_of_clients(define: Define, measuring: Measuring) -> None:
@@ -154,12 +172,18 @@ async def test_if_the_present_layout_fails_the_model_is_not_tuned(
         await run(define)
 
 
+async def test_a_model_that_cannot_be_loaded_is_not_measured(define: Define) -> None:
+    with pytest.raises(NotTunableError, match="cannot load"):
+        await run(define)
+
+
 async def test_what_never_ends_is_given_up(define: Define, measuring: Measuring) -> None:
     measuring.seconds = 1000.0
     with pytest.raises(NotTunableError, match=r"could not be measured in 0\.4 seconds"):
         await run(define, seconds=0.2)
 
 
+@pytest.mark.usefixtures("measuring")
 async def test_a_failure_that_takes_long_to_clean_up_is_given_up_too(
     define: Define, monkeypatch: pytest.MonkeyPatch
 ) -> None:
