@@ -54,7 +54,7 @@ async def tune_models(order: Order, machine: Machine, cache: TuningCache, consol
     Args:
         order: what to do.
         machine: what instances are planned for.
-        cache: keeps the outcomes, for servers with ``tuning: cached``.
+        cache: keeps the outcomes, for servers without ``tuning: off``.
         console: where tables go.
     """
     ok = True
@@ -78,7 +78,7 @@ async def _tune_one(name: str, order: Order, machine: Machine, cache: TuningCach
             f"tuning_tolerance ({order.tolerance:.0%}): measure again when they have ended"
         )
     path = await asyncio.to_thread(cache.write, definition, outcome.record(definition, cache.facts))
-    said = [f"{name}: kept in {path}, which servers with `tuning: cached` use"]
+    said = [f"{name}: kept in {path}, which servers use unless they have `tuning: off`"]
     if order.write:
         candidate = outcome.chosen.candidate
         changed = with_measured(text, definition, candidate, _note(definition, outcome, cache))

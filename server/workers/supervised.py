@@ -125,7 +125,7 @@ class SupervisedWorker(Generic[ReplyT]):
     def _exited(self, reason: str) -> None:
         was_ready, self.ready = self.ready, False
         in_flight = self._on_death()
-        report = log.info if self._stopping else log.error
+        report = log.debug if self._stopping else log.error
         report("worker ended", model=self.spec.model, pid=self.pid, reason=reason, in_flight=in_flight)
         if was_ready and not self._stopping:
             if time.monotonic() - self._started > self._restarts.healthy_seconds:

@@ -111,6 +111,26 @@ def test_a_server_measures_once_and_finds_it_again(repository: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("cores", "measures"), [("8", True), ("4", False)])
+def test_a_server_with_many_cores_measures_by_itself(
+    repository: Path, tmp_path: Path, cores: str, measures: bool
+) -> None:
+    log = tmp_path / "server.log"
+    running = start_server(
+        "--model-repository", str(repository), "--load-models", "addsub", "--cores", cores,
+        "--tuning", "auto", "--tuning-cache", str(tmp_path / "cache"), "--tuning-tolerance", "1", log=log,
+    )  # fmt: skip
+    try:
+        assert addsub(running.url) == list(range(1, 17))
+    finally:
+        assert stop_server(running) == 0, log.read_text()[-4000:]
+    shown = [entry["layouts"] for entry in entries(log, "tuning")]
+    assert bool(shown) is measures
+    assert len(entries(log, "model tuned")) == len(list(tmp_path.glob("cache/addsub-1-*.json"))) == measures
+    assert shown[:1] == ["4 x 2, alone 8, 4 x 2"] * measures
+
+
+@pytest.mark.slow
 def test_the_command_shows_all_candidates_and_writes_the_best(repository: Path, tmp_path: Path) -> None:
     cache, config = tmp_path / "cache", repository / "addsub" / "config.pbtxt"
     before = config.read_text()
