@@ -102,8 +102,10 @@ def read_texts(body: CohereEmbedBody) -> list[str]:
     if body.images or body.input_type == "image":
         field = "images" if body.images else "input_type"
         raise InvalidArgumentError(f"`{field}`: images are not read, only text", field=field)
-    if (body.texts is None) == (body.inputs is None):
-        raise InvalidJsonError("either `texts` or `inputs` is needed", field="texts")
+    if body.texts is None and body.inputs is None:
+        raise InvalidJsonError("one of `texts` and `inputs` is needed", field="texts")
+    if body.texts is not None and body.inputs is not None:
+        raise InvalidJsonError("`texts` and `inputs` exclude each other: send one of them", field="texts")
     found = body.texts
     if found is None:
         found = [_joined(entry, f"inputs[{index}]") for index, entry in enumerate(body.inputs or ())]

@@ -47,7 +47,7 @@ def cost_headers(
         ("x-compute-type", compute_type),
         ("x-compute-characters", str(characters)),
         ("x-compute-tokens", str(tokens)),
-        ("x-compute-time", _milliseconds(inference_ns)),
+        ("x-compute-time", _milliseconds(total_ns)),
         ("x-total-time", _milliseconds(total_ns)),
         ("x-tokenization-time", _milliseconds(tokenization_ns)),
         ("x-queue-time", _milliseconds(queue_ns)),

@@ -13,6 +13,7 @@ from headrace.server.errors import InvalidArgumentError, InvalidJsonError
 Body = TypeVar("Body")
 
 _PLACE: Final = re.compile(r"^(.*) - at `(?:key in )?\$(.*)`$", re.DOTALL)
+_GZIP: Final = b"\x1f\x8b"
 _OFFSET: Final = re.compile(r": line \d+ column \d+ \(char (\d+)\)$")
 
 
@@ -27,6 +28,15 @@ def parse(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if not body:
             raise InvalidJsonError("the body is empty, expected JSON", offset="0") from None
+        if body.startswith(_GZIP):
+            raise InvalidJsonError("the body is compressed (gzip), expected plain JSON", offset="0") from None
+        try:
+            body.decode()
+        except UnicodeDecodeError as wrong:
+            raise InvalidJsonError(
+                f"the body is not valid JSON: {wrong.reason} at byte {wrong.start}, expected UTF-8",
+                offset=str(wrong.start),
+            ) from None
         reason = _OFFSET.sub("", str(error))
         raise InvalidJsonError(
             f"the body is not valid JSON: {reason} at character {error.pos}", offset=str(error.pos)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headrace.runtimes.pooling import SPLADE
 from headrace.server.repository.model import Task
+from headrace.server.tasks.classify import label_names
 
 if TYPE_CHECKING:
     from headrace.kserve.v2.model_config_pb2 import ModelConfig
@@ -70,6 +71,7 @@ def _model_type(model: Model) -> dict[str, Any]:
     if settings is None or model.task is Task.EMBED:
         pooling = "mean" if settings is None else SPLADE if settings.sparse else settings.pooling
         return {"embedding": {"pooling": pooling}}
-    names = {str(index): label for index, label in enumerate(settings.labels)}
+    width = max(model.outputs[0].dims[-1], 0) if model.outputs and model.outputs[0].dims else 0
+    names = {str(index): label for index, label in enumerate(label_names(settings.labels, width))}
     kind = "reranker" if model.task is Task.RERANK else "classifier"
     return {kind: {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}}

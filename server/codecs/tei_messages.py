@@ -28,7 +28,7 @@ def status(error: HeadraceError) -> tuple[grpc.StatusCode, str]:
     code = status_of(error).code
     if error_kind(error) in _PRECONDITIONS:
         code = grpc.StatusCode.FAILED_PRECONDITION
-    return code, error_text(error)
+    return code, "No valid auth token" if code is grpc.StatusCode.UNAUTHENTICATED else error_text(error)
 
 
 def direction(value: int) -> Direction:
@@ -57,16 +57,14 @@ def predictions(texts: Sequence[Text], result: Classifications) -> tei_pb2.Predi
     )
 
 
-def ranks(
-    queries: Sequence[str], texts: Sequence[str], result: Ranking, *, return_text: bool
-) -> tei_pb2.RerankResponse:
+def ranks(texts: Sequence[str], result: Ranking, *, return_text: bool) -> tei_pb2.RerankResponse:
     """Encode ranked texts."""
     return tei_pb2.RerankResponse(
         ranks=[
             tei_pb2.Rank(index=index, text=texts[index] if return_text else None, score=float(score))
             for index, score in zip(result.order, result.scores, strict=True)
         ],
-        metadata=metadata([*queries, *texts], result.token_counts, result.timings),
+        metadata=metadata(result.inputs, result.token_counts, result.timings),
     )
 
 

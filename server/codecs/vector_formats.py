@@ -54,7 +54,10 @@ def vector_format(encoding: str | None, dtype: str | None, endianness: str | Non
         InvalidArgumentError: an unknown word; the message has pydantic's ``literal_error``, which tests of
             vLLM's clients look for.
     """
-    given = (encoding or "float", dtype or "float32", endianness or "native")
+    given = tuple(
+        default if word is None else word
+        for word, default in zip((encoding, dtype, endianness), VectorFormat(), strict=True)
+    )
     names = ("encoding_format", "embed_dtype", "endianness")
     for name, word, known in zip(names, given, (FORMATS, DTYPES, ENDIANNESS), strict=True):
         if word not in known:

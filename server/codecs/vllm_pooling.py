@@ -15,7 +15,7 @@ from headrace.server.codecs.text_inputs import Inputs, check_count, kept_tokens,
 from headrace.server.errors import InputEmptyError, InvalidArgumentError, InvalidJsonError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.chat import Chat
-from headrace.server.tasks.text_encoding import Direction, Text
+from headrace.server.tasks.text_encoding import Direction, Text, TokenIds
 
 CONVERSATIONS: Final = "messages"
 
@@ -33,6 +33,7 @@ class PoolingBody(msgspec.Struct):
     embed_dtype: str | None = None
     endianness: str | None = None
     task: str | None = None
+    request_id: str | None = None
 
     @property
     def direction(self) -> Direction:
@@ -78,8 +79,10 @@ class Read(NamedTuple):
     special: bool
 
 
-def read_inputs(value: Mapping[str, Any]) -> Read:
+def read_inputs(value: Mapping[str, Any], options: PoolingBody) -> Read:
     """Return the inputs of a body: ``input``, ``messages``, or conversations in the place of ``input``.
+
+    Token ids are read as they are, without a prompt or special tokens.
 
     Raises:
         InvalidJsonError: there is neither, or one of a wrong shape.
@@ -93,7 +96,8 @@ def read_inputs(value: Mapping[str, Any]) -> Read:
             raise InvalidJsonError("one of `input` and `messages` is needed", field="input")
         if not _holds_messages(given):
             found = texts(convert({"input": given}, TextsBody).input, field="input")
-            return Read(found, [], value.get("add_special_tokens") is not False)
+            own: list[Text] = [TokenIds(entry) if isinstance(entry, list) else entry for entry in found]
+            return Read(own, [], options.add_special_tokens is not False)
     body = convert(dict(value), ChatBody, strict=False)
     special = bool(body.add_special_tokens)
     return Read([], [_chat(messages, body) for messages in _conversations(given)], special)
@@ -114,21 +118,21 @@ def reading(body: PoolingBody, most: int, *, truncate: bool = False) -> Reading:
     return Reading(keep is not None or truncate, kept_tokens(keep, most), body.direction)
 
 
-def pooling_task(wanted: str | None, own: Task, *, sparse: bool) -> str:
+def pooling_task(wanted: str | None, own: Task, *, tokens: bool) -> str:
     """Return what ``/pooling`` gives: ``token_embed``, ``embed`` or ``classify``.
 
     Args:
         wanted: ``task`` of the body; None for the default: token vectors of an embedder (one vector where it
-            has sparse ones), probabilities of a classifier.
+            has no others), probabilities of a classifier.
         own: the model's task.
-        sparse: whether it has sparse vectors.
+        tokens: whether it has a vector for each token.
 
     Raises:
         InvalidArgumentError: the model cannot do that.
     """
     supported: tuple[str, ...] = ("classify",)
     if own is Task.EMBED:
-        supported = ("embed",) if sparse else ("token_embed", "embed")
+        supported = ("token_embed", "embed") if tokens else ("embed",)
     if wanted is None:
         return supported[0]
     if wanted not in supported:

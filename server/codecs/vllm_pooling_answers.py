@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from headrace.server.tasks.classify import Classifications
 
 METADATA: Final = "metadata"
+_TASKS_WORD: Final = "inputs"
+"""What errors of tasks call the texts that they were given."""
 MAX_METADATA_BYTES: Final = 6 << 10
 """The largest header of a ``bytes`` answer: clients and proxies take 8 KiB of headers and more."""
 
@@ -94,34 +96,40 @@ def scores_json(values: NDArray[np.float32], token_counts: Sequence[int], answer
     return list_json(answer, encode(entries), token_counts)
 
 
-def error_json(error: HeadraceError, *, renamed: bool = True) -> tuple[int, bytes]:
+def error_json(error: HeadraceError, inputs: str = "input") -> tuple[int, bytes]:
     """Return the HTTP status and the body of an error: vLLM's object, in the words of its pooling routes.
 
     Args:
         error: what happened.
-        renamed: the route calls its inputs ``input``.
+        inputs: what the body calls its inputs.
     """
     found = openai_errors.error_object(error)
-    if not renamed and not isinstance(error, InputTooLongError):
-        return found["code"], encode({"error": found})
-    found["message"] = message_of(error, found["message"])
-    if found["param"] == "inputs":
-        found["param"] = "input"
+    found["message"] = message_of(error, found["message"], inputs)
+    if found["param"] == _TASKS_WORD:
+        found["param"] = inputs
     return found["code"], encode({"error": found})
 
 
-def message_of(error: HeadraceError, text: str) -> str:
+def message_of(error: HeadraceError, text: str, inputs: str = "input") -> str:
     """Return what ``text``, the message of an error, says in the words of clients of these routes.
 
     Proxies and LangChain recognise the sentence about the context length and the code in it.
+
+    Args:
+        error: what happened.
+        text: what it is called elsewhere.
+        inputs: what the body calls its inputs.
     """
     known = error.metadata
     if not isinstance(error, InputTooLongError):
-        return text.replace("`inputs", "`input")
-    if "max_tokens" not in known or "tokens" not in known:
-        return text.replace("`inputs", "`input") + ". Please reduce the length of the input prompt."
+        same = known.get("field") != _TASKS_WORD
+        return text if same else text.replace(f"`{_TASKS_WORD}`", f"`{inputs}`")
+    if "max_tokens" not in known or not ("tokens" in known or "characters" in known):
+        return text  # a conversation or a prompt, in these words already
+    whose = "This request's" if "own_limit" in known else "This model's"
+    given = f"{known['tokens']} input tokens" if "tokens" in known else f"{known['characters']} characters"
     return (
-        f"This model's maximum context length is {known['max_tokens']} tokens. However, your prompt contains "
-        f"{known['tokens']} input tokens, which exceeds this limit even without any output tokens. Please "
-        "reduce the length of the input prompt. (context_length_exceeded)"
+        f"{whose} maximum context length is {known['max_tokens']} tokens. However, your prompt contains "
+        f"{given}, which exceeds this limit even without any output tokens. Please reduce the length of the "
+        "input prompt. (context_length_exceeded)"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from headrace.server.codecs.json_body import convert, encode
+from headrace.server.codecs.json_body import encode
 from headrace.server.errors import InputEmptyError, InvalidArgumentError, InvalidJsonError
 from headrace.server.tasks.rerank import Ranking
 
@@ -60,7 +60,7 @@ class ScoringBody(msgspec.Struct):
     @property
     def cuts(self) -> bool:
         """Whether what is too long is cut instead of refused; Cohere's limit of documents asks for it too."""
-        return bool(self.truncate) or self.max_tokens_per_doc is not None
+        return bool(self.truncate) or bool(self.max_tokens_per_doc)
 
     @property
     def best(self) -> int | None:
@@ -80,15 +80,15 @@ class Documents(NamedTuple):
     given: list[Any]
 
 
-def read_pairs(value: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the first and the second texts of a score body.
+def read_pairs(value: Mapping[str, Any]) -> tuple[list[str], list[str], str]:
+    """Return the first and the second texts of a score body, and what it calls the first ones.
 
     Raises:
         InvalidJsonError: none of the pairs of fields is there, or one is not of texts.
     """
     for first, second in PAIR_FIELDS:
         if value.get(first) is not None and value.get(second) is not None:
-            return _texts(value[first], first, ()), _texts(value[second], second, ())
+            return _texts(value[first], first, ()), _texts(value[second], second, ()), first
     known = ", ".join(f"`{first}` and `{second}`" for first, second in PAIR_FIELDS)
     raise InvalidJsonError(f"the texts to score are missing: send {known}", field="data_1")
 
@@ -144,16 +144,14 @@ def _text(given: Any, field: str, rank_fields: Sequence[str]) -> str:
     )
 
 
-class _Part(msgspec.Struct):
-    text: str
-
-
 def _part(part: Any, field: str) -> str:
     if isinstance(part, dict) and part.get("type", "text") != "text":
         raise InvalidArgumentError(
             f"`{field}`: content of type '{part['type']}' is not read, only text", field=field
         )
-    return convert(part, _Part).text
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        raise InvalidJsonError(f"`{field}`: expected parts of `content` with a string `text`", field=field)
+    return str(part["text"])
 
 
 def results_json(result: Ranking, documents: Documents, answer: Identity, *, echo: bool) -> bytes:

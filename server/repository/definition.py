@@ -16,7 +16,7 @@ from headrace.server.repository.generation import GenerationModel
 from headrace.server.repository.generation_tensors import add_optional
 from headrace.server.repository.model import GenerationSettings, Model, ModelTensor, Task, TextSettings
 from headrace.server.repository.signature import model_inputs, model_outputs
-from headrace.server.repository.text import TextModel
+from headrace.server.repository.text import TOKEN_EMBEDDINGS, TextModel
 from headrace.server.repository.validation import check_completed
 
 
@@ -31,6 +31,7 @@ class CompletedModel:
         max_batch_size: rows in one batch; 0 when the tensors have no batch dimension.
         platform: as ModelMetadata answers it.
         dimensions: width of an embedding; 0 when the model has none.
+        token_vectors: whether it gives a vector for each token too.
         padding: what is computed for the padding of a batch of texts.
     """
 
@@ -40,6 +41,7 @@ class CompletedModel:
     max_batch_size: int
     platform: str
     dimensions: int
+    token_vectors: bool
     padding: Padding
 
 
@@ -110,13 +112,15 @@ class ModelDefinition:
             add_optional(config)
         fill_defaults(config)
         outputs = model_outputs(config, self.labels)
+        embeds = self.task is Task.EMBED and text is not None
         return CompletedModel(
             config=config,
             inputs=model_inputs(config),
             outputs=outputs,
             max_batch_size=config.max_batch_size,
             platform=loaded.platform,
-            dimensions=max(outputs[0].dims[0], 0) if self.task is Task.EMBED and text is not None else 0,
+            dimensions=max(outputs[0].dims[0], 0) if embeds else 0,
+            token_vectors=embeds and any(spec.name == TOKEN_EMBEDDINGS for spec in loaded.outputs),
             padding=loaded.padding,
         )
 

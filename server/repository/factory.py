@@ -93,6 +93,7 @@ class RunningModels:
             generation=definition.generation,
             generator=scheduler if isinstance(scheduler, EngineGenerator) else None,
             dimensions=completed.dimensions,
+            token_vectors=completed.token_vectors,
             default=definition.default,
         )
         self._running[model] = running

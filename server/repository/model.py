@@ -204,6 +204,7 @@ class Model:
     generation: GenerationSettings | None = None  # set together with ``generator`` for a model that generates
     generator: Generator | None = None
     dimensions: int = 0  # width of an embedding; 0 when the model has none
+    token_vectors: bool = False  # whether it gives a vector for each token, beside one of the whole text
     default: bool = False  # marked as the default model of its task
     plans: dict[Form, Plan] = field(default_factory=dict)  # written by tensor inference
 

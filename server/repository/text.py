@@ -24,6 +24,7 @@ from headrace.server.repository.sentence_modules import pooling as files_pooling
 TEXT_TASKS: Final = frozenset({Task.EMBED, Task.CLASSIFY, Task.RERANK})
 INPUT: Final = "text"
 EMBEDDING: Final = "embedding"
+TOKEN_EMBEDDINGS: Final = "token_embeddings"
 SCORES: Final = "scores"
 
 DEFAULT_MAX_TOKENS: Final = 512

@@ -23,10 +23,11 @@ class Call:
     """One RPC: its headers, the model that answered it (for the metrics), and whose form its body has.
 
     ``form`` is the family of the body where a path serves several, "" for the path's own: a service sets it
-    once it has seen the body, so that an error has that family's shape.
+    once it has seen the body, so that an error has that family's shape. ``inputs`` is what that body calls
+    its inputs, for errors that name them; "" for the family's own word.
     """
 
-    __slots__ = ("_headers", "context", "failure", "form", "model", "protocol")
+    __slots__ = ("_headers", "context", "failure", "form", "inputs", "model", "protocol")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any], protocol: str) -> None:
         """Wrap the RPC; ``protocol`` is the service's family name, a metrics label."""
@@ -35,6 +36,7 @@ class Call:
         self.model: Model | None = None
         self.failure: type[HeadraceError] | None = None  # what kind of error it ended with
         self.form = ""
+        self.inputs = ""
         self._headers: dict[str, str] | None = None
 
     @property

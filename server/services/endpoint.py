@@ -192,7 +192,7 @@ class EndpointService:
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
         """Answer as the family that serves the model (TGI without one), or as vLLM where the body was its."""
         if call.form == VLLM:
-            return pooling_requests.error_reply(error)
+            return pooling_requests.error_reply(error, call)
         model = call.model
         if model is None and call.model_id:
             with suppress(HeadraceError):

@@ -67,6 +67,6 @@ class OicmService:
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
         """Answer ``{"error", "error_type"}``, or vLLM's error object where the body was vLLM's."""
         if call.form == VLLM:
-            return error_reply(error)
+            return error_reply(error, call)
         status, body = tei.error_json(error, oicm=True)
         return HttpReply(body, status=status, headers=retry_headers(status))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from headrace.server.repository.model import Model
+
 
 class OpsService:
     """Facade of ``headrace.rest.v1.OpsService``.
@@ -25,17 +27,30 @@ class OpsService:
         metrics: what ``GET /metrics`` renders.
         serving: whether the server takes requests (it is started and not draining).
         describe: makes the OpenAPI document; called once, in a thread.
+        resolve: finds a ready model by its name, or raises.
     """
 
-    def __init__(self, metrics: Metrics, serving: Callable[[], bool], describe: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        serving: Callable[[], bool],
+        describe: Callable[[], bytes],
+        resolve: Callable[[str], Model],
+    ) -> None:
         self._metrics = metrics
         self._serving = serving
         self._describe = describe
+        self._resolve = resolve
         self._document = b""
 
     async def Health(self, request: Message, call: Call) -> HttpReply:
-        """Answer 200 with an empty body while the server takes requests, else 503."""
+        """Answer 200 with an empty body while the server takes requests, else 503.
+
+        Below a model's URL the model has to be there (404) and ready (503).
+        """
         if self._serving():
+            if call.model_id:
+                self._resolve(call.model_id)
             return HttpReply(b"", content_type="text/plain")
         msg = "unhealthy"
         raise ServerDrainingError(msg)

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 VLLM: Final = "vllm"
 """What ``Call.form`` is for a body of these routes on a path that has others too."""
-COHERE: Final = "cohere"
-"""What it is for a body that has ``inputs`` or ``texts`` where the other routes have ``input``."""
 SCORING: Final = (Task.RERANK, Task.EMBED, Task.CLASSIFY)
 LABELLING: Final = (Task.CLASSIFY, Task.RERANK)
 BINARY: Final = "application/octet-stream"
@@ -90,20 +88,20 @@ class PoolingRequests:
     async def embeddings(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Embed texts, token ids or conversations; inputs that are too long are cut."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value)
+        read = read_inputs(value, body)
         form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
         model = self._resolve(call, body.model, Task.EMBED)
         check_normalize(body.use_activation, model, field="use_activation")
         how = reading(body, _settings(model).max_tokens, truncate=True)
         inputs = await self._texts(model, read)
         result = await embed(self._tokenizing, model, inputs, _embed_options(body, how, read))
-        answer = self._identity("embd-", model, call)
+        answer = self._identity("embd-", model, call, body.request_id)
         return await self._vectors(list(result.vectors), inputs, result, form, answer, "embedding")
 
     async def cohere_embed(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Embed texts in Cohere's form; inputs that are too long are cut unless the body forbids it."""
-        call.form = COHERE
         body = cohere_embed.read_body(value)
+        call.inputs = "texts" if body.texts is not None else "inputs"
         texts = cohere_embed.read_texts(body)
         how = body.reading
         model = self._resolve(call, body.model, Task.EMBED)
@@ -128,17 +126,17 @@ class PoolingRequests:
     async def classify(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Give the probability of every class for texts, token ids or conversations."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value)
+        read = read_inputs(value, body)
         model = self._resolve(call, body.model, *LABELLING)
         inputs, result = await self._labels(body, read, model)
-        answer = answers.classes_json(result, self._identity("classify-", model, call))
+        answer = answers.classes_json(result, self._identity("classify-", model, call, body.request_id))
         return HttpReply(answer, headers=self._headers(inputs, result))
 
     async def score(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Score pairs of texts."""
         body = convert(value, PoolingBody, strict=False)
         scoring = convert(value, ScoringBody, strict=False)
-        firsts, seconds = read_pairs(value)
+        firsts, seconds, call.inputs = read_pairs(value)
         check_count(max(len(firsts), len(seconds)))
         model = self._resolve(call, body.model, *SCORING)
         how = reading(body, _settings(model).max_tokens, truncate=scoring.cuts)
@@ -151,7 +149,7 @@ class PoolingRequests:
             second_limit=scoring.text_limit,
         )
         result = await score(self._tokenizing, model, firsts, seconds, options)
-        answer = self._identity("score-", model, call)
+        answer = self._identity("score-", model, call, body.request_id)
         headers = self._headers([*firsts, *seconds], result)
         return HttpReply(answers.scores_json(result.values, result.token_counts, answer), headers=headers)
 
@@ -160,6 +158,7 @@ class PoolingRequests:
         body = convert(value, PoolingBody, strict=False)
         scoring = convert(value, ScoringBody, strict=False)
         documents = read_documents(value, scoring)
+        call.inputs = "documents"
         check_count(len(documents.texts), self._max_documents)
         model = self._resolve(call, body.model, *SCORING)
         how = reading(body, _settings(model).max_tokens, truncate=scoring.cuts)
@@ -173,18 +172,18 @@ class PoolingRequests:
             text_limit=scoring.text_limit,
         )
         result = await rerank(self._tokenizing, model, documents.query, documents.texts, options)
-        answer = self._identity("rerank-", model, call)
-        headers = self._headers([documents.query, *documents.texts], result)
+        answer = self._identity("rerank-", model, call, body.request_id)
+        headers = self._headers(result.inputs, result)
         with_documents = scoring.return_documents is not False
         return HttpReply(results_json(result, documents, answer, echo=with_documents), headers=headers)
 
     async def pooling(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         """Give what the model's pooler makes of each input: token vectors, one vector, or probabilities."""
         body = convert(value, PoolingBody, strict=False)
-        read = read_inputs(value)
+        read = read_inputs(value, body)
         form = vector_format(body.encoding_format, body.embed_dtype, body.endianness)
         model = self._resolve(call, body.model, Task.EMBED, *LABELLING)
-        task = pooling_task(body.task, model.task, sparse=_settings(model).sparse)
+        task = pooling_task(body.task, model.task, tokens=model.token_vectors)
         rows: Sequence[NDArray[np.float32]]
         result: _Result
         if task == "classify":
@@ -204,7 +203,7 @@ class PoolingRequests:
                     self._tokenizing, sum(row.nbytes for row in tokens.vectors),
                     unit_tokens, tokens.vectors, dimensions, normalize=body.use_activation is not False,
                 )  # fmt: skip
-        answer = self._identity("pool-", model, call)
+        answer = self._identity("pool-", model, call, body.request_id)
         return await self._vectors(rows, inputs, result, form, answer, "pooling")
 
     async def _labels(
@@ -251,8 +250,8 @@ class PoolingRequests:
         model = call.model = self._repository.resolve(call.model_id or default_model(name), *tasks)
         return model
 
-    def _identity(self, prefix: str, model: Model, call: Call) -> Identity:
-        return identity(prefix, model.name, "", request_id(None, call.headers))
+    def _identity(self, prefix: str, model: Model, call: Call, given: str | None = None) -> Identity:
+        return identity(prefix, model.name, "", request_id(given, call.headers))
 
 
 def _settings(model: Model) -> TextSettings:
@@ -276,6 +275,6 @@ def _embed_options(body: PoolingBody, how: Reading, read: Read) -> EmbedOptions:
 
 
 def error_reply(error: HeadraceError, call: Call | None = None) -> HttpReply:
-    """Answer with vLLM's error object; ``call`` says whether the body was Cohere's."""
-    status, body = answers.error_json(error, renamed=call is None or call.form != COHERE)
+    """Answer with vLLM's error object; ``call`` knows what the body calls its inputs."""
+    status, body = answers.error_json(error, (call.inputs if call is not None else "") or "input")
     return HttpReply(body, status=status, headers=retry_headers(status))

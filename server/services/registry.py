@@ -238,7 +238,7 @@ SERVICES: Final = (
     Registration(
         "ops",
         ops_pb2.DESCRIPTOR.services_by_name["OpsService"],
-        lambda d: OpsService(d.metrics, d.serving, partial(_describe, d.summaries)),
+        lambda d: OpsService(d.metrics, d.serving, partial(_describe, d.summaries), d.repository.resolve),
     ),
 )
 

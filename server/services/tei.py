@@ -59,5 +59,5 @@ class TeiService:
     def error_reply(self, error: HeadraceError, call: Call) -> HttpReply:
         """Answer ``{"error", "error_type"}``, or vLLM's error object where the body was not TEI's."""
         if call.form == VLLM:
-            return pooling_requests.error_reply(error)
+            return pooling_requests.error_reply(error, call)
         return error_reply(error, call)

@@ -10,7 +10,7 @@ from headrace.server.codecs.tei import check_normalize, check_pooled_late
 from headrace.server.codecs.vectors import packed_floats, packed_vectors
 from headrace.server.repository.model import Task
 from headrace.server.services.ordered import answer_in_order
-from headrace.server.services.tei_models import NO_EMBEDDER, resolve_encoder
+from headrace.server.services.tei_models import NO_EMBEDDER, resolve_encoder, resolve_sparse
 from headrace.server.tasks.batching import Queueing
 from headrace.server.tasks.embed import EmbedOptions, embed
 from headrace.server.tasks.offload import call_by_size
@@ -102,7 +102,8 @@ class TeiEmbedService:
         self, request: tei_pb2.EmbedSparseRequest, call: Call, *, wait: bool = False
     ) -> tei_pb2.EmbedSparseResponse:
         texts = [request.inputs]
-        result = await embed_sparse(self._tokenizing, self._model(call), texts, _options(request, wait=wait))
+        model = resolve_sparse(self._repository, call, call.model_id)
+        result = await embed_sparse(self._tokenizing, model, texts, _options(request, wait=wait))
         weights = result.rows[0]
         return tei_pb2.EmbedSparseResponse(
             sparse_embeddings=[

@@ -11,16 +11,16 @@ from headrace.server.codecs.json_body import convert, encode
 from headrace.server.codecs.tei_info import TEXT_TASKS
 from headrace.server.codecs.text_inputs import check_count, direction, pairs, texts
 from headrace.server.codecs.vectors import json_token_vectors, json_vectors
-from headrace.server.errors import TaskNotSupportedError
+from headrace.server.errors import InvalidJsonError, TaskNotSupportedError
 from headrace.server.repository.model import Task
 from headrace.server.services.call import Call, HttpReply
 from headrace.server.services.tei_models import (
     LABELLING,
     NO_CLASSIFIER,
     NO_EMBEDDER,
-    NO_RANKER,
-    RANKING,
     resolve_encoder,
+    resolve_ranker,
+    resolve_sparse,
 )
 from headrace.server.tasks import text_tokens
 from headrace.server.tasks.classify import ClassifyOptions, classify
@@ -100,7 +100,7 @@ class TeiRequests:
         """Weigh the vocabulary for every text."""
         body = convert(value, tei.EmbedBody)
         inputs = texts(body.inputs, field="inputs", limit=self._max_batch)
-        model = self._embedder(call, body.model)
+        model = resolve_sparse(self._repository, call, call.model_id or body.model or "")
         result = await embed_sparse(self._tokenizing, model, inputs, tei.embed_options(body))
         answer = await self._tokenizing.run(tei.sparse_json, result.rows)
         return HttpReply(answer, headers=self._headers(inputs, result.token_counts, result.timings))
@@ -138,10 +138,10 @@ class TeiRequests:
             truncate=body.truncate,
             direction=direction(body.truncation_direction),
         )
-        model = self.resolve(call, body.model, RANKING, NO_RANKER)
+        model = resolve_ranker(self._repository, call, call.model_id or body.model or "")
         result = await rerank(self._tokenizing, model, body.query, body.texts, options)
         answer = tei.ranks_json(result, body.texts if body.return_text else None)
-        headers = self._headers([body.query, *body.texts], result.token_counts, result.timings)
+        headers = self._headers(result.inputs, result.token_counts, result.timings)
         return HttpReply(answer, headers=headers)
 
     async def predict(self, value: Any, call: Call, size: int = 0, *, nested: bool = False) -> HttpReply:
@@ -162,11 +162,10 @@ class TeiRequests:
         model = self.resolve(call, name if isinstance(name, str) else None, tasks, NO_CLASSIFIER)
         if model.task in LABELLING and model.text is not None:
             if not isinstance(value, dict) or not (text or "inputs" in value):
-                raise TaskNotSupportedError(
-                    f'model \'{model.name}\' classifies text, send {{"inputs": "…"}}',
-                    model=model.name,
-                    task=model.task.value,
-                )
+                hint = f'model \'{model.name}\' classifies text, send {{"inputs": "…"}}'
+                if call.surface == "oicm":  # whose clients send arrays to the other kind
+                    raise TaskNotSupportedError(hint, model=model.name, task=model.task.value)
+                raise InvalidJsonError(hint, field="inputs")
             return await self._label(convert(value, tei.PredictBody), model, nested=nested)
         return await self._run(value, size, model)
 

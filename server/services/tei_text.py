@@ -10,13 +10,7 @@ from headrace.server.codecs.tei_info import TEXT_TASKS, EncoderInfo
 from headrace.server.codecs.text_inputs import check_count
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.services.ordered import answer_in_order
-from headrace.server.services.tei_models import (
-    LABELLING,
-    NO_CLASSIFIER,
-    NO_RANKER,
-    RANKING,
-    resolve_encoder,
-)
+from headrace.server.services.tei_models import LABELLING, NO_CLASSIFIER, resolve_encoder, resolve_ranker
 from headrace.server.tasks.batching import Queueing
 from headrace.server.tasks.classify import ClassifyOptions, classify
 from headrace.server.tasks.rerank import RerankOptions, merged, rerank
@@ -136,7 +130,7 @@ class TeiRerankService:
         self, texts: list[str], questions: Mapping[_Question, Sequence[int]], first: _Ranking, call: Call
     ) -> tei_pb2.RerankResponse:
         """Rank ``texts``; ``questions`` has the positions of the texts that each is asked of."""
-        model = resolve_encoder(self._repository, call, call.model_id, RANKING, NO_RANKER)
+        model = resolve_ranker(self._repository, call, call.model_id)
         groups = []
         for question, places in questions.items():
             options = RerankOptions(
@@ -147,8 +141,7 @@ class TeiRerankService:
             )
             own = [texts[place] for place in places]
             groups.append((places, await rerank(self._tokenizing, model, question.query, own, options)))
-        queries = [question.query for question in questions]
-        response = codec.ranks(queries, texts, merged(groups), return_text=first.return_text)
+        response = codec.ranks(texts, merged(groups), return_text=first.return_text)
         await call.context.send_initial_metadata(codec.headers(response.metadata, self._compute_type))
         return response
 

@@ -15,7 +15,7 @@ from headrace.server.services.call import Call, HttpReply
 from headrace.server.services.openai_requests import error_reply
 from headrace.server.services.tei_requests import error_reply as tei_error_reply
 from headrace.server.services.tgi_requests import error_reply as tgi_error_reply
-from headrace.server.tasks.chat import chat_prompt
+from headrace.server.tasks.chat import chat_prompt, chat_texts
 from headrace.server.tasks.generate import Generating, generation_settings
 from headrace.server.tasks.generation_checks import check_vocabulary
 from headrace.server.tasks.prompts import Prompt, encode_prompt
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from headrace.server.errors import HeadraceError
     from headrace.server.repository.model import GenerationSettings, Model
     from headrace.server.repository.registry import Repository
+    from headrace.server.tasks.chat import Chat
 
 TGI: Final = "tgi"
 TEI: Final = "tei"
@@ -63,8 +64,7 @@ class VllmService:
         body = convert(value, vllm.TokenizeBody, strict=False)
         model = self._resolve(call, body.model)
         if body.messages is not None:
-            prompt = await chat_prompt(self._generating, model, vllm.conversation(body))
-            ids: Sequence[int] = prompt.token_ids or ()
+            ids = await self._chat(model, vllm.conversation(body))
         elif body.prompt is not None:
             ids = await self._prompt(model, body.prompt, special=body.add_special_tokens is not False)
         else:
@@ -75,12 +75,15 @@ class VllmService:
         return HttpReply(vllm.tokens_json(ids, strings, settings.max_tokens))
 
     async def _prompt(self, model: Model, text: str, *, special: bool) -> Sequence[int]:
-        tokenizing = self._generating.tokenizing
-        if model.generation is not None:
-            prompt = Prompt(text, add_special_tokens=special)
-            return await tokenizing.run(encode_prompt, model.generation, prompt)
-        (tokens,) = await tokenize(tokenizing, _encoder(model), [text], add_special_tokens=special)
-        return [token.token_id for token in tokens]
+        prompt = Prompt(text, add_special_tokens=special)
+        return await self._generating.tokenizing.run(encode_prompt, _settings(model), prompt)
+
+    async def _chat(self, model: Model, chat: Chat) -> Sequence[int]:
+        if model.text is None:
+            return (await chat_prompt(self._generating, model, chat)).token_ids or ()
+        generating = self._generating
+        (text,) = await chat_texts(generating.tokenizing, generating.templates, model, [chat])
+        return await self._prompt(model, text, special=chat.add_special_tokens)
 
     async def _tokenize_inputs(self, value: Mapping[str, Any], call: Call) -> HttpReply:
         call.protocol = TEI  # who is answered, errors included

@@ -10,7 +10,7 @@ from headrace.server.errors import InvalidArgumentError
 from headrace.server.tasks.chat_messages import template_messages
 from headrace.server.tasks.generate import generation_settings
 from headrace.server.tasks.prompts import Prompt, encode
-from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN
+from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN, Rendered
 from headrace.server.tasks.text_models import text_settings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ async def chat_prompt(generating: Generating, model: Model, chat: Chat) -> Promp
 
 async def chat_texts(
     tokenizing: Tokenizing, templates: ChatTemplates, model: Model, chats: Sequence[Chat]
-) -> list[str]:
+) -> list[Rendered]:
     """Return conversations as the texts that an encoder reads, made in a thread; none is cut.
 
     Raises:
@@ -82,9 +82,9 @@ async def chat_texts(
     settings = text_settings(model, fits=True, purpose="a text model")
     chosen = [checked_template(model.name, settings, chat) for chat in chats]
 
-    def render() -> list[str]:
+    def render() -> list[Rendered]:
         return [
-            render_chat(_compiled(templates, settings, chat, text), settings, chat)
+            Rendered(render_chat(_compiled(templates, settings, chat, text), settings, chat))
             for chat, text in zip(chats, chosen, strict=True)
         ]
 

@@ -103,9 +103,13 @@ async def classify(
         tokenizing, run.size, _score, run,
         multi_label=settings.multi_label, raw=options.raw_scores, top_k=options.top_k,
     )  # fmt: skip
-    unnamed = range(len(settings.labels), max(len(data) // 4 for data in run.data))
-    labels = settings.labels + tuple(f"LABEL_{index}" for index in unnamed)
+    labels = label_names(settings.labels, max(len(data) // 4 for data in run.data))
     return Classifications(order, scores, labels, run.token_counts, run.timings)
+
+
+def label_names(labels: tuple[str, ...], width: int) -> tuple[str, ...]:
+    """Return a name for each of ``width`` scores: a model that names none has ``LABEL_0`` and so on."""
+    return labels + tuple(f"LABEL_{index}" for index in range(len(labels), width))
 
 
 def _score(

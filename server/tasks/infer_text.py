@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.runtimes.datatypes import unpack_bytes
-from headrace.server.errors import InvalidTensorError
+from headrace.server.errors import InputEmptyError, InvalidTensorError
 from headrace.server.repository.model import Task
 from headrace.server.scheduling.work import PartOutput, PartResult
 from headrace.server.tasks.classify import ClassifyOptions, classify
@@ -37,9 +37,17 @@ async def infer_text(
 
     Raises:
         InvalidTensorError: an element is not UTF-8.
+        InputEmptyError: an element is empty.
         HeadraceError: what embedding or classifying raises.
     """
     texts = element_texts(model, tensor)
+    if "" in texts:
+        place = f"element {texts.index('')} of input '{tensor.name}' for model '{model.name}'"
+        raise InputEmptyError(
+            f"{place} is empty, expected text",
+            model=model.name,
+            tensor=tensor.name,
+        )
     if model.task is Task.EMBED:
         rows = (await embed(tokenizing, model, texts, EmbedOptions(queueing=queueing))).vectors
     else:

@@ -13,7 +13,7 @@ from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from headrace.server.repository.model import GenerationSettings
+    from headrace.server.repository.model import GenerationSettings, TextSettings
     from headrace.server.tasks.tokenization import Tokenizing
 
 
@@ -63,8 +63,8 @@ async def prompt_ids(tokenizing: Tokenizing, settings: GenerationSettings, promp
     return ids
 
 
-def encode_prompt(settings: GenerationSettings, prompt: Prompt) -> tuple[int, ...]:
-    """Tokenise the prompt's text; for a thread. Raises as :func:`prompt_ids`."""
+def encode_prompt(settings: GenerationSettings | TextSettings, prompt: Prompt) -> tuple[int, ...]:
+    """Tokenise the prompt's text, for a model of any kind; for a thread. Raises as :func:`prompt_ids`."""
     text, limit = prompt.text, settings.max_tokens * CHARACTERS_PER_TOKEN
     if len(text) > limit:
         if prompt.truncate is None:
@@ -73,7 +73,7 @@ def encode_prompt(settings: GenerationSettings, prompt: Prompt) -> tuple[int, ..
     return encode(settings.tokenizer, text, add_special_tokens=prompt.add_special_tokens)
 
 
-def too_many_characters(settings: GenerationSettings, given: int) -> InputTooLongError:
+def too_many_characters(settings: GenerationSettings | TextSettings, given: int) -> InputTooLongError:
     """Return what refuses a text of absurd length before it is tokenised."""
     limit = settings.max_tokens * CHARACTERS_PER_TOKEN
     return InputTooLongError(

@@ -13,14 +13,14 @@ from headrace.server.errors import InputEmptyError, InvalidArgumentError
 from headrace.server.repository.model import Task
 from headrace.server.tasks.batching import USUAL, Queueing
 from headrace.server.tasks.embed import unit_rows
-from headrace.server.tasks.text_encoding import Direction
-from headrace.server.tasks.text_models import Timings, run_texts, sigmoid, text_settings
+from headrace.server.tasks.text_encoding import Direction, Text, resolve_prompt
+from headrace.server.tasks.text_models import Timings, check_token_vectors, run_texts, sigmoid, text_settings
 from headrace.server.tasks.text_tokens import first_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from headrace.server.repository.model import Model
+    from headrace.server.repository.model import Model, TextSettings
     from headrace.server.tasks.text_encoding import Tokens
     from headrace.server.tasks.tokenization import Tokenizing
 
@@ -56,10 +56,19 @@ class RerankOptions:
 
 @dataclass(slots=True)
 class Ranking:
-    """Texts by descending relevance: ``order`` their positions in the request, ``scores`` float32, alike."""
+    """Texts by descending relevance.
+
+    Attributes:
+        order: positions of the texts in the request.
+        scores: float32, alike.
+        inputs: what the model read: pairs of the query and a text, or the query and the texts.
+        token_counts: of these.
+        timings: of the whole.
+    """
 
     order: list[int]
     scores: NDArray[np.float32]
+    inputs: list[Text]
     token_counts: list[int]
     timings: Timings
 
@@ -81,8 +90,7 @@ async def rerank(
         InvalidArgumentError: ``top_n`` below 1, or an input that cannot be tokenised.
         HeadraceError: what the batcher raises.
     """
-    cross = is_cross_encoder(model)
-    settings = text_settings(model, cross or model.task is Task.EMBED, "a re-ranker model")
+    settings = ranking_settings(model)
     if not texts:
         raise InputEmptyError("`texts` cannot be empty", field="texts")
     if not query and "" in texts:
@@ -94,10 +102,11 @@ async def rerank(
         )
     (query,) = await first_tokens(tokenizing, settings, [query], options.query_limit)
     texts = await first_tokens(tokenizing, settings, texts, options.text_limit)
-    if cross:
-        pairs = [(query, text) for text in texts]
+    inputs: list[Text] = [query, *texts]
+    if cross := is_cross_encoder(model):
+        inputs = [(query, text) for text in texts]
         run = await run_texts(
-            tokenizing, model, pairs, "logits",
+            tokenizing, model, inputs, "logits",
             truncate=options.truncate, direction=options.direction, limit=options.limit,
             queueing=options.queueing,
         )  # fmt: skip
@@ -105,12 +114,12 @@ async def rerank(
         if not options.raw_scores:
             scored.scores = sigmoid(scored.scores)
     else:
-        scored = await _late_interaction(tokenizing, model, settings.tokenizer, query, texts, options)
+        scored = await _late_interaction(tokenizing, model, settings, query, texts, options)
     order = np.argsort(-scored.scores, kind="stable")[: options.top_n]
     best = scored.scores[order]
     if not (cross or options.raw_scores):
         best = np.clip(best, 0, 1)
-    return Ranking(order.tolist(), best, scored.token_counts, scored.timings)
+    return Ranking(order.tolist(), best, inputs, scored.token_counts, scored.timings)
 
 
 def merged(groups: Sequence[tuple[Sequence[int], Ranking]]) -> Ranking:
@@ -131,6 +140,7 @@ def merged(groups: Sequence[tuple[Sequence[int], Ranking]]) -> Ranking:
     return Ranking(
         [place for place, _ in ranks],
         np.array([score for _, score in ranks], dtype=np.float32),
+        [text for _, ranking in groups for text in ranking.inputs],
         [count for _, ranking in groups for count in ranking.token_counts],
         timings,
     )
@@ -140,6 +150,19 @@ def is_cross_encoder(model: Model) -> bool:
     """Whether a model reads two texts together and gives one score."""
     one_label = model.text is not None and len(model.text.labels) == 1
     return model.task is Task.RERANK or (model.task is Task.CLASSIFY and one_label)
+
+
+def ranking_settings(model: Model) -> TextSettings:
+    """Return the settings of a model that ranks.
+
+    Raises:
+        TaskNotSupportedError: it is no cross-encoder, and no embedding model that gives vectors of tokens.
+    """
+    embeds = model.task is Task.EMBED
+    settings = text_settings(model, embeds or is_cross_encoder(model), "a re-ranker model")
+    if embeds:
+        check_token_vectors(model, "a re-ranker model")
+    return settings
 
 
 @dataclass(slots=True)
@@ -154,7 +177,7 @@ class _Scored:
 async def _late_interaction(
     tokenizing: Tokenizing,
     model: Model,
-    tokenizer: Tokenizer,
+    settings: TextSettings,
     query: str,
     texts: Sequence[str],
     options: RerankOptions,
@@ -173,13 +196,13 @@ async def _late_interaction(
         run = await run_texts(
             tokenizing, model, inputs, "token_embeddings",
             truncate=options.truncate, direction=options.direction, limit=options.limit,
-            queueing=options.queueing.after(start),
+            prompt=resolve_prompt(settings, None), queueing=options.queueing.after(start),
         )  # fmt: skip
         counts += run.token_counts
         timings.then(run.timings)
         documents = run.data
         if asked is None:
-            asked = await tokenizing.run(query_vectors, run.tokens[0], run.data[0], tokenizer)
+            asked = await tokenizing.run(query_vectors, run.tokens[0], run.data[0], settings.tokenizer)
             documents = run.data[1:]
         scores.append(await tokenizing.run(max_similarity, asked, documents))
     return _Scored(np.concatenate(scores), counts, timings)

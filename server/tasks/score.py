@@ -72,10 +72,10 @@ async def score(
         HeadraceError: what the batcher raises.
     """
     if not firsts or not seconds:
-        raise InputEmptyError("At least one text pair is needed to score", field="data_1")
+        raise InputEmptyError("At least one text pair is needed to score", field="inputs")
     if len(firsts) not in (1, len(seconds)):
         raise InvalidArgumentError(
-            f"Input lengths must be either 1:1, 1:N or N:N, got {len(firsts)}:{len(seconds)}", field="data_1"
+            f"Input lengths must be either 1:1, 1:N or N:N, got {len(firsts)}:{len(seconds)}", field="inputs"
         )
     cross = is_cross_encoder(model)
     settings = text_settings(model, cross or model.task is Task.EMBED, "a model that scores pairs of texts")

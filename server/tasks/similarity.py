@@ -31,4 +31,5 @@ async def similarities(
         raise InputEmptyError("`inputs.sentences` cannot be empty", field="inputs")
     result = await embed(tokenizing, model, [source, *sentences], replace(options, normalize=True))
     vectors = result.vectors
-    return vectors[1:] @ vectors[0], result.token_counts, result.timings
+    values = np.clip(vectors[1:] @ vectors[0], -1, 1)  # rounding may exceed 1, where acos has no value
+    return values, result.token_counts, result.timings

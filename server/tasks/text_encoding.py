@@ -28,6 +28,18 @@ CHARACTERS_PER_TOKEN: Final = 250
 """A text of more than ``max_tokens`` times this many characters is cut or refused before it is tokenised."""
 
 
+class TokenIds(list[int]):
+    """Token ids that the model reads as they are (OpenAI, vLLM); a plain list of ids is read back to text."""
+
+    __slots__ = ()
+
+
+class Rendered(str):
+    """A text that is whole, such as a conversation that a template has written: no prompt goes before it."""
+
+    __slots__ = ()
+
+
 class Direction(StrEnum):
     """Which end of a text is cut when it is too long."""
 
@@ -100,8 +112,12 @@ def encode_group(requests: Sequence[EncodeRequest]) -> list[list[Tokens] | Headr
         except HeadraceError as error:
             answers[number] = error
             continue
-        answers[number] = [Tokens(b"", None, 0)] * len(prepared)
-        for index, (text, add_special) in enumerate(prepared):
+        answers[number] = found = [Tokens(b"", None, 0)] * len(prepared)
+        for index, entry in enumerate(prepared):
+            if isinstance(entry, Tokens):
+                found[index] = entry
+                continue
+            text, add_special = entry
             key = (request.settings.tokenizer, add_special)
             batches.setdefault(key, []).append((number, index, text))
     for (tokenizer, add_special), batch in batches.items():
@@ -117,31 +133,51 @@ def encode_group(requests: Sequence[EncodeRequest]) -> list[list[Tokens] | Headr
     return answers
 
 
-def _prepare(request: EncodeRequest, index: int, text: Text) -> tuple[str | tuple[str, str], bool]:
-    """Return what the tokenizer is to encode, and whether it adds special tokens."""
+def _prepare(request: EncodeRequest, index: int, text: Text) -> tuple[str | tuple[str, str], bool] | Tokens:
+    """Return what the tokenizer is to encode, and whether it adds special tokens; or the tokens given."""
     if not text or (isinstance(text, tuple) and not any(text)):
         raise InputEmptyError("`inputs` cannot be empty", field="inputs", index=str(index))
     if isinstance(text, tuple):
         return (_fit(request, index, text[0]), _fit(request, index, text[1])), request.special
     if isinstance(text, str):
-        return _fit(request, index, request.prompt + text), request.special
+        prompt = "" if isinstance(text, Rendered) else request.prompt
+        return _fit(request, index, prompt + text), request.special
+    if isinstance(text, TokenIds):
+        return _given(request, index, text)
     # Ids are read back to text so that truncation and prompts mean the same for them; without a prompt their
     # special tokens survive the round trip and none are added (Text Embeddings Inference does the same).
     tokenizer = request.settings.tokenizer
-    _check_ids(tokenizer, index, text)
+    check_ids(tokenizer, text, field="inputs", index=index)
     text = _fit(request, index, text)
     if request.prompt:
         return request.prompt + tokenizer.decode(text, skip_special_tokens=True), True
     return tokenizer.decode(text, skip_special_tokens=False), False
 
 
-def _check_ids(tokenizer: Tokenizer, index: int, ids: list[int]) -> None:
+def _given(request: EncodeRequest, index: int, ids: TokenIds) -> Tokens:
+    """Return token ids that are not tokenised again, cut or refused like any other input."""
+    check_ids(request.settings.tokenizer, ids, field="inputs", index=index)
+    limit = request.settings.max_tokens
+    if len(ids) > limit and not request.truncate:
+        raise _too_long(index, len(ids), limit)
+    kept = ids[-limit:] if request.direction is Direction.LEFT else ids[:limit]
+    return _tokens(kept, [])
+
+
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int], *, field: str, index: int) -> None:
+    """Refuse token ids that a tokenizer does not have; ``field`` and ``index`` say where they were given.
+
+    Ids may lie above the number of tokens, for a vocabulary may have gaps.
+
+    Raises:
+        InvalidArgumentError: the first such id.
+    """
     size = tokenizer.get_vocab_size()
     for token in ids:
         if not 0 <= token < size and (token < 0 or token >= 1 << 32 or tokenizer.id_to_token(token) is None):
             raise InvalidArgumentError(
                 f"token id {token} is out of vocabulary, expected 0 to {size - 1}",
-                field="inputs",
+                field=field,
                 index=str(index),
                 value=str(token),
             )
@@ -157,7 +193,9 @@ def _fit(request: EncodeRequest, index: int, text: Cuttable) -> Cuttable:
             f"`inputs` must have less than {limit} characters. Given: {len(text)}",
             field="inputs",
             index=str(index),
+            characters=str(len(text)),
             max_characters=str(limit),
+            max_tokens=str(request.settings.max_tokens),
         )
     return text[-limit:] if request.direction is Direction.LEFT else text[:limit]
 
@@ -198,14 +236,22 @@ def _finish(request: EncodeRequest, index: int, encoding: Encoding | HeadraceErr
     if count <= limit:
         return _tokens(encoding.ids, encoding.type_ids)
     if not request.truncate:
-        msg = f"`inputs` must have less than {limit} tokens. Given: {count}"
-        raise InputTooLongError(
-            msg, field="inputs", index=str(index), tokens=str(count), max_tokens=str(limit)
-        )
+        raise _too_long(index, count, limit)
     return _tokens(*truncated(encoding, limit, request.direction))
 
 
+def _too_long(index: int, count: int, limit: int) -> InputTooLongError:
+    return InputTooLongError(
+        f"`inputs` must have less than {limit} tokens. Given: {count}",
+        field="inputs",
+        index=str(index),
+        tokens=str(count),
+        max_tokens=str(limit),
+    )
+
+
 def _tokens(ids: list[int], type_ids: list[int]) -> Tokens:
+    """Pack ids and the segments of their tokens; no segments are all 0."""
     layout = f"<{len(ids)}i"
     return Tokens(
         ids=struct.pack(layout, *ids),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.server.errors import InputEmptyError, TaskNotSupportedError
+from headrace.server.errors import InputEmptyError, InputTooLongError, TaskNotSupportedError
 from headrace.server.scheduling.work import Part, PartInput
 from headrace.server.tasks.batching import USUAL, Queueing, batcher_of, run_in_turns
 from headrace.server.tasks.text_encoding import Direction, Text, Tokens
@@ -91,6 +91,20 @@ def text_settings(model: Model, fits: bool, purpose: str) -> TextSettings:
     )
 
 
+def check_token_vectors(model: Model, purpose: str) -> None:
+    """Refuse what needs a vector for each token of a text; ``purpose`` is what the model would have to be.
+
+    Raises:
+        TaskNotSupportedError: the model gives one vector only: its graph pools, or it weighs a vocabulary.
+    """
+    if not model.token_vectors:
+        raise TaskNotSupportedError(
+            f"model '{model.name}' is not {purpose}, it gives no vectors of tokens",
+            model=model.name,
+            task=model.task.value,
+        )
+
+
 async def run_texts(
     tokenizing: Tokenizing,
     model: Model,
@@ -117,7 +131,8 @@ async def run_texts(
     settings = text_settings(model, fits=True, purpose="a text model")
     if not texts:
         raise InputEmptyError("`inputs` cannot be empty", field="inputs")
-    if limit is not None and limit < settings.max_tokens:
+    limited = limit is not None and limit < settings.max_tokens
+    if limit is not None and limited:
         settings = replace(settings, max_tokens=limit)
     batcher = batcher_of(model)
     counted = model.statistics.texts
@@ -129,8 +144,10 @@ async def run_texts(
             truncate=truncate is not False, direction=direction, prompt=prompt, special=special,
         )  # fmt: skip
         run = await _run_tokens(batcher, tokens, output, started, queueing)
-    except BaseException:
+    except BaseException as error:
         counted.observe_failed()
+        if limited and isinstance(error, InputTooLongError):
+            error.metadata["own_limit"] = str(limit)  # not the model's
         raise
     counted.observe_finished(run.token_counts, run.timings)
     return run

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from headrace.server.errors import InputEmptyError, InvalidArgumentError
-from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN, resolve_prompt
+from headrace.server.tasks.text_encoding import CHARACTERS_PER_TOKEN, check_ids, resolve_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -79,18 +79,10 @@ async def decode(
         InvalidArgumentError: an id is not in the vocabulary.
     """
     tokenizer = settings.tokenizer
-    size = tokenizer.get_vocab_size()
     for index, ids in enumerate(rows):
         if not ids:
             raise InputEmptyError("`input_ids` cannot be empty", field="ids", index=str(index))
-        wrong = next((token for token in ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise InvalidArgumentError(
-                f"token id {wrong} is out of vocabulary, expected 0 to {size - 1}",
-                field="ids",
-                index=str(index),
-                value=str(wrong),
-            )
+        check_ids(tokenizer, ids, field="ids", index=index)
     texts: list[str] = await tokenizing.run(
         tokenizer.decode_batch, [list(ids) for ids in rows], skip_special_tokens=skip_special_tokens
     )

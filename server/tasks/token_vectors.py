@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headrace.server.repository.model import Task
 from headrace.server.tasks.embed import first_values
 from headrace.server.tasks.text_encoding import resolve_prompt
-from headrace.server.tasks.text_models import Timings, run_texts, text_settings
+from headrace.server.tasks.text_models import Timings, check_token_vectors, run_texts, text_settings
 
 if TYPE_CHECKING:
     from headrace.server.repository.model import Model
@@ -41,6 +41,7 @@ async def embed_tokens(
         HeadraceError: what the batcher raises.
     """
     settings = text_settings(model, model.task is Task.EMBED, "an embedding model")
+    check_token_vectors(model, "an embedding model of tokens")
     run = await run_texts(
         tokenizing, model, inputs, "token_embeddings",
         truncate=options.truncate,

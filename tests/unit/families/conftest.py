@@ -151,9 +151,14 @@ class Models:
         max_queue: int = 1024,
         fail: bool = False,
         policy: Mapping[str, Any] = MappingProxyType({}),
+        pooling: str = "mean",
+        pools_inside: bool = False,
         **settings: Any,
     ) -> Model:
-        """A text model: ``embed`` has DIMENSIONS values, the others a logit for each of at most 3 labels."""
+        """A text model: ``embed`` has DIMENSIONS values, the others a logit for each of at most 3 labels.
+
+        ``pools_inside`` is an embedder whose graph gives no vectors of tokens.
+        """
 
         def compute(part: Part) -> Arrays:
             if fail:
@@ -168,8 +173,9 @@ class Models:
             task,
             BatchingPolicy(**{**usual, **policy}),
             compute,
-            text=TextSettings(self.tokenizer, max_tokens, labels=tuple(labels), **settings),
+            text=TextSettings(self.tokenizer, max_tokens, labels=tuple(labels), pooling=pooling, **settings),
             dimensions=DIMENSIONS if task is Task.EMBED else 0,
+            token_vectors=task is Task.EMBED and pooling != "splade" and not pools_inside,
         )
 
     def tensors(

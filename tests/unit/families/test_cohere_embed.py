@@ -156,8 +156,8 @@ def test_unknown_input_type_says_what_is_known() -> None:
 @pytest.mark.parametrize(
     ("body", "text", "param"),
     [
-        ({}, "either `texts` or `inputs` is needed", "texts"),
-        ({"texts": ["a"], "inputs": [{"content": []}]}, "either `texts` or `inputs` is needed", "texts"),
+        ({}, "one of `texts` and `inputs` is needed", "texts"),
+        ({"texts": ["a"], "inputs": [{"content": []}]}, "`texts` and `inputs` exclude each other", "texts"),
         ({"texts": []}, "`texts` cannot be empty", "texts"),
         ({"inputs": []}, "`inputs` cannot be empty", "inputs"),
         ({"inputs": [{"content": []}]}, "`inputs[0]` has no text", "inputs[0]"),

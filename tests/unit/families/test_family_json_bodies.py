@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from base64 import b64decode
 from typing import Any
@@ -37,7 +38,8 @@ class Body(msgspec.Struct):
     (b"", "the body is empty, expected JSON", "0"),
     (b"{", "the body is not valid JSON: .* at character 1$", "1"),
     (b'{"a": 1,}', "the body is not valid JSON", "7"),
-    (b'{"a": "\xff"}', "the body is not valid JSON", "0"),
+    (b'{"a": "\xff"}', "the body is not valid JSON: invalid start byte at byte 7, expected UTF-8", "7"),
+    (gzip.compress(b"{}"), r"the body is compressed \(gzip\), expected plain JSON", "0"),
     (b'{"a": "\\ud800"}', "the body is not valid JSON: no low surrogate in string", "7"),
     (b"[" * 5000, "the body is not valid JSON: depth limit exceeded", "1025"),
     (b'{"a": NaN}', "the body is not valid JSON", "6"),

@@ -68,6 +68,28 @@ async def test_tokenize_a_prompt(api: Any, post: Post) -> None:
     assert special["tokens"] == [258]
 
 
+async def test_tokenize_with_an_encoder(api: Any, post: Post) -> None:
+    """vLLM's forms are the tokenizer's own: no prompt of the model, no limit, nothing is too short."""
+    from dataclasses import replace
+
+    encoder(api)
+    model = next(model for model in api.repository.ready_models() if model.name == "enc")
+    template = {"default": "{% for message in messages %}<{{ message.content }}>{% endfor %}"}
+    text = replace(model.text, default_prompt="q", chat_templates=template)
+    api.repository.add(replace(model, name="prompted", text=text))
+    ids = api.engine.tokenizer.encode("ab").ids
+    assert (await post("Tokenize", {"prompt": "ab", "model": "prompted"}))["tokens"] == ids
+    assert (await post("Tokenize", {"prompt": "", "model": "prompted"}))["count"] == 0
+    assert (await post("Tokenize", {"prompt": "a" * 1000, "model": "prompted"}))["count"] == 1000
+    status, error = await post("Tokenize", {"prompt": "a" * (16 * 250 + 1), "model": "prompted"})
+    assert (status, error["param"]) == (400, "prompt")
+    messages = [{"role": "user", "content": "ab"}]
+    rendered = await post("Tokenize", {"messages": messages, "model": "prompted"})
+    assert rendered["tokens"] == api.engine.tokenizer.encode("<ab>").ids
+    status, error = await post("Tokenize", {"messages": messages, "model": "enc"})
+    assert (status, error["message"]) == (400, "model 'enc' has no chat template")
+
+
 async def test_tokenize_a_conversation(api: Any, post: Post) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     found = await post("Tokenize", {"messages": messages})

@@ -159,6 +159,7 @@ class InProcessModels:
             statistics=statistics,
             text=definition.text,
             dimensions=completed.dimensions,
+            token_vectors=completed.token_vectors,
             default=definition.default,
         )
         self.built.append(model)

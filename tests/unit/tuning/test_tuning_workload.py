@@ -21,7 +21,7 @@ Define = Any
 
 
 def completed(*tensors: ModelTensor, rows: int = 8) -> CompletedModel:
-    return CompletedModel(ModelConfig(), tensors, (), rows, "onnxruntime_onnx", 0, "all")
+    return CompletedModel(ModelConfig(), tensors, (), rows, "onnxruntime_onnx", 0, False, "all")
 
 
 def test_texts_are_a_mix_of_queries_and_passages_in_every_sixteen() -> None:
