@@ -17,6 +17,7 @@ import argparse
 import ctypes
 import faulthandler
 import gc
+import os
 import select
 import signal
 import socket
@@ -300,4 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    # Without the interpreter's end: a thread that still loads a session in native code would abort there.
+    os._exit(status)

@@ -22,7 +22,7 @@ from prometheus_client.core import Metric
 from headrace.envoy.options import BootstrapOptions
 from headrace.server.access import Access
 from headrace.server.certificates import listen, server_certificates
-from headrace.server.config import Settings
+from headrace.server.config import Settings, require_repositories
 from headrace.server.fronts.forwarding import Around
 from headrace.server.fronts.hub import Fronts
 from headrace.server.fronts.process import FrontError
@@ -58,12 +58,13 @@ class App:
         settings: everything that can be set.
 
     Raises:
-        ConfigError: the files of a certificate cannot be used.
+        ConfigError: the files of a certificate, or a model repository, cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._certificates = server_certificates(settings)
+        require_repositories(settings.model_repository)
         self.grpc_port = settings.grpc_port
         self.http_port = settings.http_port
         self._stop = asyncio.Event()
@@ -120,6 +121,11 @@ class App:
             return 1
         log.info("server stopped")
         return 0
+
+    def failed(self) -> list[str]:
+        """Return the names of the models that ought to be served and are not, or not in every version."""
+        entries = self.repository.entries.values()
+        return [entry.name for entry in entries if any(status.failed for status in entry.statuses)]
 
     def request_stop(self) -> None:
         """Begin to drain; asked a second time, stop at once."""
@@ -230,6 +236,7 @@ class App:
             grpc=f"{_bracketed(settings.grpc_host)}:{self.grpc_port}",
             rest=f"{_bracketed(settings.http_host)}:{self.http_port}" if settings.envoy else None,
             models=[model.name for model in self.repository.ready_models()],
+            failed=self.failed(),
         )
 
     def _note_change(self) -> None:

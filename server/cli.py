@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import MappingProxyType
@@ -36,13 +38,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models over gRPC and, through Envoy, REST; `headrace serve --help` lists every setting."""
-    try:
+    with _refusals():
         settings = config.load(context.args, file=configuration)
         logs.configure(settings.log_level, settings.log_format)
         status = uvloop.run(_serve(settings))
-    except config.ConfigError as error:
-        typer.echo(f"headrace: {error}", err=True)
-        raise typer.Exit(2) from None
     raise typer.Exit(status)
 
 
@@ -62,17 +61,20 @@ async def _serve(settings: config.Settings) -> int:
 
 
 async def _announce(app: App, ready: asyncio.Event) -> None:
-    """Print where the server is and commands to try, once it is ready."""
+    """Print where the server is, commands to try and which models failed, once it is ready."""
     await ready.wait()
     from headrace.server.welcome import welcome
 
     typer.echo(welcome(app.settings, app.repository.ready_models(), app.grpc_port, app.http_port))
+    if failed := app.failed():
+        typer.echo(f"  failed: {', '.join(failed)} (the log says why); not ready until they are loaded\n")
 
 
-def _settings(file: Path | None) -> config.Settings:
-    """Read the settings of a command without flags for them; end the command where they are wrong."""
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """End the command where its settings cannot be used, and say why."""
     try:
-        return config.load(file=file)
+        yield
     except config.ConfigError as error:
         typer.echo(f"headrace: {error}", err=True)
         raise typer.Exit(2) from None
@@ -91,7 +93,9 @@ def check(
     from headrace.server.repository.instances import Machine
     from headrace.server.workers.supervised import RestartPolicy
 
-    settings = _settings(configuration)
+    with _refusals():
+        settings = config.load(file=configuration)
+        config.require_repositories([folder], taker="`headrace check`")
     logs.configure("error", "auto")
     factory = RunningModels(settings.max_queue_size, RestartPolicy(attempts=0))
     results = uvloop.run(check_repository(folder, factory, Machine(settings.cores, settings.gpus)))
@@ -115,15 +119,19 @@ def tune(
     """Measure which threads, instances and batch limits serve a model best on this machine."""
     from headrace.server.repository.instances import Machine
     from headrace.server.tuning.cache import TuningCache
-    from headrace.server.tuning.command import Order, tune_models
+    from headrace.server.tuning.command import Order, tune_models, warn_of_cache
     from headrace.server.tuning.fingerprint import machine_facts
 
-    settings = _settings(configuration)
+    with _refusals():
+        settings = config.load(file=configuration)
+        roots = repository or settings.model_repository
+        config.require_repositories(roots)
     logs.configure("error", "auto")
     machine = Machine(settings.cores, settings.gpus, settings.fused_graphs, settings.shared_weights)
-    order = Order(models, repository or settings.model_repository, seconds, write, settings.tuning_tolerance)
+    order = Order(models, roots, seconds, write, settings.tuning_tolerance)
     cache = TuningCache(settings.tuning_cache, machine_facts(machine))
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    warn_of_cache(settings.tuning_cache, console)
     raise typer.Exit(0 if uvloop.run(tune_models(order, machine, cache, console)) else 1)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -260,11 +261,41 @@ def load(arguments: Sequence[str] = (), *, file: Path | None = None) -> Settings
         source: CliSettingsSource[Any] = CliSettingsSource(FromFile, cli_parse_args=list(arguments))
         return FromFile(_cli_settings_source=source)  # type: ignore[call-arg] # a keyword of every settings class
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
-            for problem in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(map(_said, error.errors()))) from None
     except SettingsError as error:
         cause = error.__cause__  # what a source raises about one value comes wrapped
         raise ConfigError(str(cause if isinstance(cause, SettingsError) else error)) from None
+
+
+def _said(problem: ErrorDetails) -> str:
+    """Return what is wrong: our own validators' words as they are, without pydantic's introduction."""
+    field = ".".join(map(str, problem["loc"]))  # none for what several settings say together, who names them
+    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return f"{field}: {said}" if field else said
+
+
+def require_repositories(folders: Sequence[Path], *, taker: str = "--model-repository") -> None:
+    """See that the model repositories can be listed; one without any model is none the worse.
+
+    Args:
+        folders: the repositories.
+        taker: what to give another folder.
+
+    Raises:
+        ConfigError: a folder does not exist, is no folder or cannot be read; the text says what to do.
+    """
+    for folder in folders:
+        try:
+            with os.scandir(folder):
+                continue
+        except FileNotFoundError:
+            wrong = f"there is no folder '{folder}'"
+        except NotADirectoryError:
+            wrong = f"'{folder}' is not a folder"
+        except OSError as error:
+            wrong = f"the folder '{folder}' cannot be read ({error.strerror})"
+        msg = (
+            f"{wrong}: give {taker} an existing folder, or run `headrace pull demo` for the default one, "
+            ".cache/demo"
+        )
+        raise ConfigError(msg)

@@ -14,8 +14,9 @@ import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 
 from headrace.envoy.bootstrap import render, to_json
-from headrace.envoy.options import BootstrapOptions
+from headrace.envoy.options import MAX_SOCKET_PATH, BootstrapOptions
 from headrace.server.ports import answers, free_port
+from headrace.server.proxy_admin import drain
 from headrace.server.proxy_process import EnvoyError, EnvoyRun, validate
 
 __all__ = ["EnvoyError", "EnvoyProcess", "validate"]
@@ -55,6 +56,9 @@ class EnvoyProcess:
         on_failure: Callable[[str], None],
         concurrency: int = 1,
     ) -> None:
+        admin = str(runtime_dir / "admin.sock")
+        if options.admin_socket is None and len(admin.encode()) <= MAX_SOCKET_PATH:
+            options = dataclasses.replace(options, admin_socket=admin)
         self.options = options
         self._services = services
         self._config = runtime_dir / "envoy.json"
@@ -91,12 +95,18 @@ class EnvoyProcess:
         self._supervisor = asyncio.get_running_loop().create_task(self._supervise(run))
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End Envoy: SIGTERM, after ``grace_s`` seconds SIGKILL. What still runs is cut. May be repeated."""
+        """End Envoy: no new connections, SIGTERM, after ``grace_s`` seconds SIGKILL. May be repeated.
+
+        Stop the server first: Envoy refuses its requests at once then, and clients that are told to leave do
+        so before it ends. What still runs is cut.
+        """
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         if self._run is not None:
+            if self._run.running and self.options.admin_socket is not None:
+                await drain(self.options.admin_socket)
             await self._run.end(grace_s)
         self._config.unlink(missing_ok=True)
 

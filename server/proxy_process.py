@@ -58,7 +58,7 @@ class EnvoyRun:
         arguments = [
             "--config-path", str(config),
             "--concurrency", str(concurrency),
-            "--disable-hot-restart",
+            "--disable-hot-restart", "--drain-strategy", "immediate",
             "--log-level", "warning",
             "--log-format", _LOG_FORMAT,
         ]  # fmt: skip

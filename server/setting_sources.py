@@ -11,10 +11,37 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, SettingsError, YamlConfigSettingsSource
 
 _SERVICE_HOST = "_service_host"
+_SWITCH = "tag:yaml.org,2002:bool"
+_TEXT = "tag:yaml.org,2002:str"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as of version 1.2, where only ``true`` and ``false`` are switches.
+
+    ``off`` is a word that some settings have, and ``no`` may be a model's name; what is a switch takes them
+    as text just as well.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call] # PyYAML has no types
+        return _TEXT if tag == _SWITCH and value.lower() not in {"true", "false"} else tag
 
 
 class FileSource(YamlConfigSettingsSource):
     """The settings of a YAML file."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what the file says.
+
+        Raises:
+            SettingsError: there is no such setting.
+        """
+        names = list(self.settings_cls.model_fields)
+        for unknown in sorted(name for name in self.yaml_data if name.lower() not in names):
+            near = _nearest(unknown, names)
+            msg = f"configuration file {self.yaml_file_path}: {unknown}: {_no_such_setting(near)}"
+            raise SettingsError(msg)
+        return super().__call__()
 
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         """Read one file.
@@ -23,7 +50,8 @@ class FileSource(YamlConfigSettingsSource):
             SettingsError: it cannot be read, is no YAML, or is something else than settings by name.
         """
         try:
-            found: object = super()._read_file(file_path)
+            with file_path.open(encoding="utf-8") as stream:
+                found: object = yaml.load(stream, Loader=_Loader) or {}  # noqa: S506 # a safe loader's subclass
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             msg = f"configuration file {file_path} is not YAML that can be read: {error}"
             raise SettingsError(msg) from None
@@ -45,9 +73,9 @@ class EnvironmentSource(EnvSettingsSource):
         prefix = self.env_prefix.lower()  # names are compared in lower case
         names = list(self.settings_cls.model_fields)
         for unknown in _unknown(self.env_vars, prefix, names):
-            near = difflib.get_close_matches(unknown, names, n=1)
-            hint = f"did you mean {self._variable(near[0])}?" if near else "docs/configuration.md lists all"
-            msg = f"environment variable {self._variable(unknown)}: there is no such setting; {hint}"
+            near = _nearest(unknown, names)
+            hint = _no_such_setting(near and self._variable(near))
+            msg = f"environment variable {self._variable(unknown)}: {hint}"
             raise SettingsError(msg)
         return super().__call__()
 
@@ -70,6 +98,16 @@ class EnvironmentSource(EnvSettingsSource):
 
     def _variable(self, name: str) -> str:
         return (self.env_prefix + name).upper()
+
+
+def _nearest(unknown: str, names: Sequence[str]) -> str:
+    """Return the setting that was probably meant, "" if none is near."""
+    return next(iter(difflib.get_close_matches(unknown.lower().replace("-", "_"), names, n=1)), "")
+
+
+def _no_such_setting(near: str) -> str:
+    hint = f"did you mean {near}?" if near else "docs/configuration.md lists all"
+    return f"there is no such setting; {hint}"
 
 
 def _unknown(given: Collection[str], prefix: str, names: Sequence[str]) -> list[str]:

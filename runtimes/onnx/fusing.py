@@ -129,7 +129,8 @@ def _write(model: Path, target: Path, facts: EncoderFacts) -> int:
             opt_level=0,
         )
     except Exception as error:  # the optimiser does not expect graphs that are no encoders
-        raise NotFusedError(f"the optimiser failed: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise NotFusedError(f"the optimiser does not know this graph ({reason})") from error
     count = sum(node.op_type in _FUSED for node in made.model.graph.node)
     if not count:
         raise NotFusedError("no attention that the optimiser knows")

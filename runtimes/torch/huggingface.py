@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,9 +17,9 @@ from headrace.runtimes.torch import options
 from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
 from headrace.runtimes.torch.packed_choice import choose
 from headrace.runtimes.torch.packed_encoder import padding_position
+from headrace.runtimes.torch.weight_files import check_weight_files
 
-_HARMLESS: tuple[str, ...] = ("pooler.", "position_ids")
-"""Weights that may be missing from a checkpoint because nothing served is computed from them."""
+CONFIG: Final = "config.json"
 
 
 def load(folder: Path, instance: InstanceSpec) -> TorchModel:
@@ -35,7 +35,8 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     too. Nothing is downloaded and no code of the folder is run.
 
     Raises:
-        ModelError: the folder is incomplete, or no text encoder.
+        ModelError: the folder is incomplete or damaged, its files do not fit each other, or it is no text
+            encoder.
     """
     # transformers reads it while it is imported, and would otherwise look for newer files.
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -45,6 +46,8 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = options.device(instance)
     dtype = options.dtype(instance.options) or torch.float32
+    allow_pickle = options.switch(instance.options, "allow_pickle")
+    check_weight_files(folder)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -56,19 +59,15 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
             config=config,
             local_files_only=True,
             trust_remote_code=False,
-            use_safetensors=not options.switch(instance.options, "allow_pickle") or None,
+            use_safetensors=not allow_pickle or None,
             dtype=dtype,
+            ignore_mismatched_sizes=True,  # the report has them; transformers would refuse and not say which
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        msg = f"transformers cannot load '{folder.name}': {last_line(error)}".replace(
-            f"{folder}", folder.name
-        )
+    except Exception as error:  # values of config.json that it does not check fail in any way
+        msg = f"transformers cannot load '{folder.name}': {_reason(error)}".replace(f"{folder}", folder.name)
         raise ModelError(msg) from error
-    missing = [key for key in sorted(report["missing_keys"]) if not any(part in key for part in _HARMLESS)]
-    if missing:
-        msg = f"weights are missing from '{folder.name}' and would be random: {', '.join(missing[:5])}"
-        raise ModelError(msg)
+    _refuse_random(report, module, kind, folder)
     accepted = inspect.signature(module.forward).parameters
     if "input_ids" not in accepted or "attention_mask" not in accepted:
         msg = f"{type(module).__name__} takes no input_ids and attention_mask: it is no text encoder"
@@ -83,11 +82,14 @@ class _Kind(NamedTuple):
     output: str
     rank: int
     width: str
+    unused: tuple[str, ...]
+    """Parts of the names of weights from which nothing served is computed."""
 
 
-_ENCODER: Final = _Kind("AutoModel", "last_hidden_state", 3, "hidden_size")
-_CLASSIFIER: Final = _Kind("AutoModelForSequenceClassification", "logits", 2, "num_labels")
-_MASKED: Final = _Kind("AutoModelForMaskedLM", "logits", 3, "vocab_size")
+_ENCODER: Final = _Kind("AutoModel", "last_hidden_state", 3, "hidden_size", ("pooler.", "position_ids"))
+# Where a classifier has a pooler, its logits are computed from it.
+_CLASSIFIER: Final = _Kind("AutoModelForSequenceClassification", "logits", 2, "num_labels", ("position_ids",))
+_MASKED: Final = _Kind("AutoModelForMaskedLM", "logits", 3, "vocab_size", ("pooler.", "position_ids"))
 
 
 def _kind(config: Any, instance: InstanceSpec) -> _Kind:
@@ -99,6 +101,56 @@ def _kind(config: Any, instance: InstanceSpec) -> _Kind:
     architectures = getattr(config, "architectures", None) or []
     named = any(name.endswith("ForSequenceClassification") for name in architectures)
     return _CLASSIFIER if named else _ENCODER
+
+
+def _reason(error: Exception) -> str:
+    """Return what transformers says, or what Python says where transformers did not look."""
+    from huggingface_hub.errors import StrictDataclassError  # offline, once transformers is imported
+
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        return f"{CONFIG}: {last_line(error.__cause__)}"
+    if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
+        return last_line(error)
+    return (
+        f"{type(error).__name__}: {last_line(error)}; most likely a value in {CONFIG} is unknown or of a "
+        "wrong type: compare it with the published file"
+    )
+
+
+def _refuse_random(report: Mapping[str, Any], module: Any, kind: _Kind, folder: Path) -> None:
+    """Refuse a model with weights that the files do not give, which transformers leaves random."""
+
+    def used(key: str) -> bool:
+        return not any(part in key for part in kind.unused)
+
+    missing = [key for key in sorted(report["missing_keys"]) if used(key)]
+    if missing:
+        msg = f"weights are missing from '{folder.name}' and would be random: {', '.join(missing[:5])}"
+        raise ModelError(msg)
+    others = sorted(
+        (key, [*there], [*wanted]) for key, there, wanted in report["mismatched_keys"] if used(key)
+    )
+    if not others:
+        return
+    told = [f"'{key}' has shape {there}, {CONFIG} asks for {wanted}" for key, there, wanted in others[:3]]
+    more = f"; and {len(others) - 3} more" if len(others) > 3 else ""
+    head = _head(others, module, kind)
+    msg = f"weights of '{folder.name}' do not fit its {CONFIG}: {'; '.join(told)}{more}{head}"
+    raise ModelError(msg)
+
+
+def _head(others: Sequence[tuple[str, list[int], list[int]]], module: Any, kind: _Kind) -> str:
+    """Say what is wrong when a classifier's last layer has another number of labels."""
+    labels = module.config.num_labels
+    for key, there, wanted in others:
+        if (
+            kind is _CLASSIFIER
+            and not key.startswith(f"{module.base_model_prefix}.")
+            and there[1:] == wanted[1:]
+            and wanted[0] == labels
+        ):
+            return f": {CONFIG} has {labels} labels (id2label), the weights have {there[0]}"
+    return ""
 
 
 def _serve(module: Any, config: Any, instance: InstanceSpec, device: torch.device, kind: _Kind) -> TorchModel:

@@ -20,30 +20,43 @@ from headrace.server.codecs.tei import DecodeBody, EmbedBody, PredictBody, Reran
 from headrace.server.codecs.tgi import GenerateBody
 from headrace.server.codecs.vllm import DetokenizeBody, InputsBody, TokenizeBody
 from headrace.server.codecs.vllm_demo import DemoBody
+from headrace.server.codecs.vllm_pooling import ChatBody as TemplateBody
 from headrace.server.codecs.vllm_pooling import PoolingBody, TextsBody
-from headrace.server.codecs.vllm_scores import ScoringBody
+from headrace.server.codecs.vllm_scores import PAIR_FIELDS, ScoringBody
 
 Form = tuple[type, ...]
 """Structures whose fields stand side by side in one object."""
 
 
+GivenText = str | dict[str, Any]
+"""A text, or an object that has it as ``text``, or as ``content`` of text parts."""
+GivenTexts = str | dict[str, Any] | list[GivenText]
+
+
 class RankBody(msgspec.Struct):
     """A query and documents in the shape of Cohere, Jina and vLLM."""
 
-    query: str
-    documents: list[str | dict[str, Any]]
+    query: GivenText
+    documents: GivenTexts
 
 
-class PairsBody(msgspec.Struct):
-    """Pairs to score: one text or several, and those that each is compared with."""
+class ConversationsBody(msgspec.Struct):
+    """One conversation or several in the place of texts."""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
+    messages: list[dict[str, Any]] | list[list[dict[str, Any]]]
+
+
+PAIRS: Final = tuple(
+    msgspec.defstruct(f"Pairs_{first}_{second}", [(first, GivenTexts), (second, GivenTexts)])
+    for first, second in PAIR_FIELDS
+)
+"""Pairs to score, by each of their names: one text or several, and those that each is compared with."""
 
 
 _CHAT: Final[Form] = (ChatBody, SamplingBody, ToolsBody, StructureBody)
 _COMPLETION: Final[Form] = (CompletionBody, SamplingBody, StructureBody)
 _EMBEDDING: Final[Form] = (TextsBody, PoolingBody)
+_CONVERSATIONS: Final[Form] = (ConversationsBody, TemplateBody, PoolingBody)
 
 BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
     {
@@ -55,11 +68,11 @@ BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
             (SimilarityBody,),
             (RerankBody,),
         ),
-        "OicmService.Classify": ((ClassifyBody,), _EMBEDDING),
+        "OicmService.Classify": ((ClassifyBody,), _EMBEDDING, _CONVERSATIONS),
         "OpenaiGenerationService.CreateChatCompletion": (_CHAT,),
         "OpenaiGenerationService.CreateCompletion": (_COMPLETION,),
         "OpenaiResponsesService.CreateResponse": ((ResponsesBody,),),
-        "OpenaiService.CreateEmbedding": (_EMBEDDING,),
+        "OpenaiService.CreateEmbedding": (_EMBEDDING, _CONVERSATIONS),
         "TeiService.Embed": ((EmbedBody,),),
         "TeiService.Predict": ((PredictBody,),),
         "TeiService.Rerank": ((RerankBody,), (RankBody, ScoringBody, PoolingBody)),
@@ -71,8 +84,8 @@ BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
         "TgiService.Generate": ((GenerateBody,), (DemoBody, SamplingBody, StructureBody)),
         "TgiService.GenerateStream": ((GenerateBody,),),
         "VllmPoolingService.CohereEmbed": ((CohereEmbedBody,),),
-        "VllmPoolingService.Pooling": (_EMBEDDING,),
-        "VllmPoolingService.Score": ((PairsBody, ScoringBody, PoolingBody),),
+        "VllmPoolingService.Pooling": (_EMBEDDING, _CONVERSATIONS),
+        "VllmPoolingService.Score": tuple((pairs, ScoringBody, PoolingBody) for pairs in PAIRS),
         "VllmService.Detokenize": ((DetokenizeBody,),),
         "VllmService.Tokenize": ((TokenizeBody,), (InputsBody,)),
     }

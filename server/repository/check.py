@@ -70,8 +70,8 @@ async def _check_model(name: str, root: Path, factory: ModelFactory, machine: Ma
         definitions = await asyncio.to_thread(_read, name, root, machine, lines)
         for definition in definitions:
             lines += await _check_version(definition, factory, problems)
-    except HeadraceError as error:
-        problems.append(error.message)
+    except Exception as error:  # noqa: BLE001 - the other models are to be checked as well
+        problems.append(_reason(error))
     body = [*lines, *(f"problem: {problem}" for problem in problems)]
     verdict = "cannot be served" if problems else "ok"
     text = "\n".join([f"{name}: {verdict}", *(textwrap.indent(line.rstrip(), "  ") for line in body)])
@@ -105,13 +105,21 @@ async def _check_version(
     try:
         one = dataclasses.replace(definition, specs=(spec,))
         model = await factory.build(one, lambda _, reason: failures.append(reason))
-    except HeadraceError as error:
-        problems.append(f"version {definition.version}: {error.message}")
+    except Exception as error:  # noqa: BLE001 - the other versions are to be checked as well
+        problems.append(f"version {definition.version}: {_reason(error)}")
         return lines
-    lines += _describe(definition, model)
-    await factory.dispose(model)
+    try:
+        lines += _describe(definition, model)
+    finally:
+        await factory.dispose(model)
     problems += [f"version {definition.version}: {reason}" for reason in failures]
     return lines
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HeadraceError):
+        return error.message
+    return f"unexpected error: {type(error).__name__}: {error}"
 
 
 def _describe(definition: ModelDefinition, model: Model) -> list[str]:

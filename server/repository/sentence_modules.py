@@ -8,7 +8,7 @@ from typing import Final
 from headrace.runtimes.base import DenseLayer
 from headrace.runtimes.pooling import SPLADES
 from headrace.server.errors import LoadFailedError
-from headrace.server.repository.huggingface import CONFIG, HuggingFaceFolder
+from headrace.server.repository.huggingface import CONFIG, MODULES, HuggingFaceFolder
 
 _MODES: Final = MappingProxyType(
     {
@@ -32,6 +32,7 @@ _SPLADES: Final = MappingProxyType(
     }
 )
 """``pooling_strategy`` and ``activation_function`` of SpladePooling."""
+_POOLINGS: Final = ", ".join((*_MODES.values(), *SPLADES))
 _HARMLESS: Final = frozenset({"Dropout", "MLMTransformer", "Transformer"})
 _SENTENCE: Final = "sentence_embedding"
 
@@ -40,17 +41,24 @@ def pooling(files: HuggingFaceFolder) -> str:
     """Return how token vectors become one, a name of ``runtimes.pooling``; ``mean`` when no file says.
 
     Raises:
-        LoadFailedError: the model pools in another way.
+        LoadFailedError: the model pools in another way, or the file that its modules name is not there.
     """
     modules = files.modules()
     splade = next((path for kind, path in modules if kind == "SpladePooling"), None)
     if splade is not None:
         return _splade(files, splade)
-    path = next((path for kind, path in modules if kind == "Pooling"), "1_Pooling")
-    config = files.read(f"{path}/{CONFIG}")
+    named = next((path for kind, path in modules if kind == "Pooling"), None)
+    file = _file("1_Pooling" if named is None else named, CONFIG)
+    if named is not None and files.find(file) is None:
+        raise LoadFailedError(
+            f"{files.folder.name}/{MODULES} names pooling '{named}', but there is no {file}: download it, or "
+            f"set parameter 'pooling' to what the model was trained with ({_POOLINGS})",
+            model=files.folder.name,
+        )
+    config = files.read(file)
     if not config:
         return "mean"
-    place = f"{files.folder.name}/{path}/{CONFIG}"
+    place = f"{files.folder.name}/{file}"
     given = config.get("pooling_mode")
     if given is None:
         prefix = "pooling_mode_"
@@ -60,7 +68,7 @@ def pooling(files: HuggingFaceFolder) -> str:
     if not known or len(known) < len(modes):
         raise LoadFailedError(
             f"{place}: pooling {' + '.join(modes) or 'unknown'} is not supported; supported are "
-            f"{', '.join((*_MODES.values(), *SPLADES))}, which parameter 'pooling' may choose",
+            f"{_POOLINGS}, which parameter 'pooling' may choose",
             model=files.folder.name,
         )
     if config.get("include_prompt") is False and files.prompts()[0]:
@@ -72,12 +80,12 @@ def pooling(files: HuggingFaceFolder) -> str:
 
 
 def _splade(files: HuggingFaceFolder, path: str) -> str:
-    config = files.read(f"{path}/{CONFIG}")
+    config = files.read(_file(path, CONFIG))
     given = str(config.get("pooling_strategy", "max")), str(config.get("activation_function", "relu"))
     if given not in _SPLADES:
         raise LoadFailedError(
-            f"{files.folder.name}/{path}/{CONFIG}: pooling_strategy {given[0]!r} with activation_function "
-            f"{given[1]!r} is not supported; expected max or sum with relu or log1p_relu",
+            f"{files.folder.name}/{_file(path, CONFIG)}: pooling_strategy {given[0]!r} with "
+            f"activation_function {given[1]!r} is not supported; expected max or sum with relu or log1p_relu",
             model=files.folder.name,
         )
     return _SPLADES[given]
@@ -87,7 +95,8 @@ def dense_layers(files: HuggingFaceFolder) -> tuple[DenseLayer, ...]:
     """Return the dense layers behind the pooling, in order.
 
     Raises:
-        LoadFailedError: a module cannot be served, stands in the wrong place, or has no weights.
+        LoadFailedError: a module cannot be served, stands in the wrong place, has no weights, or its file has
+            something else than names.
     """
     layers: list[DenseLayer] = []
     pooled = normalized = False
@@ -108,21 +117,26 @@ def dense_layers(files: HuggingFaceFolder) -> tuple[DenseLayer, ...]:
 
 
 def _dense(files: HuggingFaceFolder, path: str, *, in_place: bool) -> DenseLayer:
-    config = files.read(f"{path}/{CONFIG}")
-    ends = {config.get(f"module_{end}_name") or _SENTENCE for end in ("input", "output")}
+    file = _file(path, CONFIG)
+    ends = {files.text(file, f"module_{end}_name") or _SENTENCE for end in ("input", "output")}
     if not in_place or ends != {_SENTENCE}:
         raise _unserved(
             files, f"Dense ('{path}') does not work on the pooled vector, before it is normalised"
         )
-    weights = files.find(f"{path}/model.safetensors")
+    weights = files.find(_file(path, "model.safetensors"))
     if weights is None:
         raise _unserved(files, f"Dense ('{path}') has no model.safetensors; its pickle is not read")
-    activation = str(config.get("activation_function") or "Tanh").rpartition(".")[2]
+    activation = (files.text(file, "activation_function") or "Tanh").rpartition(".")[2]
     return DenseLayer(str(weights), activation)
 
 
+def _file(path: str, name: str) -> str:
+    """Return where a module's file is; ``path`` is empty for a module in the model's own folder."""
+    return f"{path}/{name}" if path else name
+
+
 def _unserved(files: HuggingFaceFolder, reason: str) -> LoadFailedError:
-    return LoadFailedError(f"{files.folder.name}/modules.json: module {reason}", model=files.folder.name)
+    return LoadFailedError(f"{files.folder.name}/{MODULES}: module {reason}", model=files.folder.name)
 
 
 def gives_logits(files: HuggingFaceFolder) -> bool:

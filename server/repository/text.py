@@ -14,7 +14,7 @@ from headrace.runtimes.pooling import SPLADES
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError
 from headrace.server.repository.chat_files import chat_templates, special_tokens
-from headrace.server.repository.huggingface import CONFIG, TOKENIZER, HuggingFaceFolder
+from headrace.server.repository.huggingface import CONFIG, MODULES, TOKENIZER, HuggingFaceFolder
 from headrace.server.repository.labels import labels_of_id2label
 from headrace.server.repository.model import Task, TextSettings
 from headrace.server.repository.parameters import ModelParameters
@@ -29,6 +29,8 @@ SCORES: Final = "scores"
 
 DEFAULT_MAX_TOKENS: Final = 512
 """Where neither a parameter nor a file says how long a text may be; BERT's length."""
+
+_WRITE_TOKENIZER: Final = "write it with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 
 _SEQUENCE_CLASSIFIER: Final = "ForSequenceClassification"
 _HEADLESS: Final = ("Model", "ForMaskedLM", "ForPreTraining")
@@ -78,7 +80,8 @@ def text_task(files: HuggingFaceFolder, config: ModelConfig, parameters: ModelPa
     task, no tensors but ``text`` in the configuration, and the files of a Hugging Face text model.
 
     Raises:
-        LoadFailedError: the task needs texts and there is no tokeniser, or the folder does not tell the task.
+        LoadFailedError: the task or the modules of sentence-transformers need texts and there is no
+            tokeniser, or the folder does not tell the task.
     """
     if parameters.task is not None:
         if parameters.task not in TEXT_TASKS:
@@ -87,13 +90,20 @@ def text_task(files: HuggingFaceFolder, config: ModelConfig, parameters: ModelPa
             if parameters.task is Task.CLASSIFY and not _declares_text(config):
                 return None  # classifies something else, such as images
             raise LoadFailedError(
-                f"{files.folder.name}: task '{parameters.task}' needs {TOKENIZER} beside the model; write it "
-                "with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                f"{files.folder.name}: task '{parameters.task}' needs {TOKENIZER} beside the model; "
+                f"{_WRITE_TOKENIZER}",
                 model=config.name,
             )
         return parameters.task
     if (config.input or config.output) and not _declares_text(config):
         return None
+    if files.find(MODULES) is not None and files.find(TOKENIZER) is None:
+        # Only embedders have such modules: serving one as tensors would leave them out without a word.
+        raise LoadFailedError(
+            f"{files.folder.name}: the model of {MODULES} needs {TOKENIZER} beside it; {_WRITE_TOKENIZER}, "
+            f"or set parameter 'task' to '{Task.TENSORS}' to serve it without texts",
+            model=config.name,
+        )
     return _task_of_files(files) if files.is_text else None
 
 
@@ -118,7 +128,7 @@ def load_text(
         _lower_case(tokenizer)
     config = files.read(CONFIG)
     names = parameters.labels or labels
-    if not names and head == "classify" and "id2label" in config:
+    if not names and head == "classify" and config.get("id2label") is not None:
         names = labels_of_id2label(config["id2label"], f"{files.folder.name}/{CONFIG}: id2label")
     multi_label = parameters.multi_label
     if multi_label is None:
@@ -165,8 +175,8 @@ def _declares_text(config: ModelConfig) -> bool:
 def _task_of_files(files: HuggingFaceFolder) -> Task:
     architectures = files.architectures
     if any(name.endswith(_SEQUENCE_CLASSIFIER) for name in architectures):
-        config = files.read(CONFIG)
-        count = len(config["id2label"]) if config.get("id2label") else config.get("num_labels") or 2
+        names = files.field(CONFIG, "id2label", "an object of index → name", _is_object)
+        count = len(names) if names else files.whole(CONFIG, "num_labels") or 2
         return Task.RERANK if count == 1 else Task.CLASSIFY
     if files.modules() or files.find("1_Pooling/config.json") is not None:
         return Task.EMBED
@@ -177,6 +187,10 @@ def _task_of_files(files: HuggingFaceFolder) -> Task:
         f"this server has; set parameter 'task' to {', '.join(sorted(TEXT_TASKS))} to serve it as that",
         model=files.folder.name,
     )
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:

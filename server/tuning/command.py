@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +50,29 @@ class Order:
     tolerance: float
 
 
+def warn_of_cache(folder: Path, console: Console) -> None:
+    """Say before anything is measured that its outcome cannot be kept, where that is so.
+
+    Args:
+        folder: of the setting ``tuning_cache``; it is not made yet, for there may be nothing to keep.
+        console: where the warning goes.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        # A superuser is permitted to write what cannot be written, below /proc say: only trying tells.
+        with tempfile.TemporaryDirectory(dir=there):
+            return
+    except OSError as error:
+        _say(
+            console,
+            f"warning: tuning_cache: nothing can be kept in '{folder}' ({error.strerror}): what is measured "
+            "will be shown, and written with --write, but servers will not find it there; set "
+            "HEADRACE_TUNING_CACHE to a folder that can be written to",
+        )
+
+
 async def tune_models(order: Order, machine: Machine, cache: TuningCache, console: Console) -> bool:
-    """Tune models one after another; whether all of them could be.
+    """Tune models one after another; whether all of them could be, and what came of it was kept.
 
     Args:
         order: what to do.
@@ -60,15 +83,16 @@ async def tune_models(order: Order, machine: Machine, cache: TuningCache, consol
     ok = True
     for name in order.names:
         try:
-            await _tune_one(name, order, machine, cache, console)
+            ok &= await _tune_one(name, order, machine, cache, console)
         except (HeadraceError, NotTunableError, OSError) as error:
             reason = error.message if isinstance(error, HeadraceError) else str(error)
-            console.print(f"{name}: not tuned: {reason}", markup=False, highlight=False, soft_wrap=True)
+            _say(console, f"{name}: not tuned: {reason}")
             ok = False
     return ok
 
 
-async def _tune_one(name: str, order: Order, machine: Machine, cache: TuningCache, console: Console) -> None:
+async def _tune_one(name: str, order: Order, machine: Machine, cache: TuningCache, console: Console) -> bool:
+    """Tune a model; whether the outcome was kept. Where it cannot be, so long a work is still used."""
     folder, text, definition = await asyncio.to_thread(_read, name, order.roots, machine)
     outcome = await _measure(definition, machine, order.seconds)
     console.print(table(definition, outcome))
@@ -77,15 +101,25 @@ async def _tune_one(name: str, order: Order, machine: Machine, cache: TuningCach
             f"other programs used {outcome.disturbance:.0%} of the processors meanwhile, more than "
             f"tuning_tolerance ({order.tolerance:.0%}): measure again when they have ended"
         )
-    path = await asyncio.to_thread(cache.write, definition, outcome.record(definition, cache.facts))
-    said = [f"{name}: kept in {path}, which servers use unless they have `tuning: off`"]
+    try:
+        path = await asyncio.to_thread(cache.write, definition, outcome.record(definition, cache.facts))
+    except OSError as error:
+        kept = False
+        _say(console, f"{name}: not kept in tuning_cache, so servers will not find it there: {error}")
+    else:
+        kept = True
+        _say(console, f"{name}: kept in {path}, which servers use unless they have `tuning: off`")
     if order.write:
         candidate = outcome.chosen.candidate
         changed = with_measured(text, definition, candidate, _note(definition, outcome, cache))
         prepare(folder, machine, parse_text(changed, folder.label(folder.config_file)))
         write_text(folder.config_file, changed)
-        said.append(f"{name}: written to {folder.label(folder.config_file)}")
-    console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"{name}: written to {folder.label(folder.config_file)}")
+    return kept
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(name: str, roots: Sequence[Path], machine: Machine) -> tuple[ModelFolder, str, ModelDefinition]:

@@ -45,7 +45,12 @@ def test_another_file_can_be_named_and_must_exist(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("http_port: 70000", "http_port"),
-        ("htp_port: 8000", "htp_port: Extra inputs are not permitted"),
+        (
+            "htp_port: 8000",
+            "configuration file headrace.yaml: htp_port: there is no such setting; did you mean http_port?",
+        ),
+        ("Grpc-Prot: 1", "Grpc-Prot: there is no such setting; did you mean grpc_port?"),
+        ("q: 1", "headrace.yaml: q: there is no such setting; docs/configuration.md lists all"),
         ("max_queue_size: many", "max_queue_size: Input should be a valid integer"),
         ("model_control_mode: poll", "model_control_mode"),
         ("model_repository: []", "at least one folder is needed"),
@@ -60,6 +65,57 @@ def test_an_illegal_setting_is_named(tmp_path: Path, text: str, expected: str) -
     with pytest.raises(ConfigError) as raised:
         config.load()
     assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http_host: 0.0.0.0", "http_host is '0.0.0.0', which others can reach"),
+        ("tls_key: k.pem", "tls_key cannot be used without tls_certificate"),
+        ("model_repository: []", "model_repository: at least one folder is needed"),
+    ],
+)
+def test_refusals_of_our_own_begin_with_the_setting(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "headrace.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        config.load()
+    assert str(raised.value).startswith(expected)
+
+
+def test_words_of_the_file_stay_words_and_switches_take_them(tmp_path: Path) -> None:
+    (tmp_path / "headrace.yaml").write_text(
+        "tuning: off\nserver_id: yes\nload_models: [no, true story]\n"
+        "envoy: off\nallow_anonymous: Yes\nfuse_attention: false\n"
+    )
+    settings = config.load()
+    assert (settings.tuning, settings.server_id) == ("off", "yes")
+    assert settings.load_models == ["no", "true story"]
+    assert (settings.envoy, settings.allow_anonymous, settings.fuse_attention) == (False, True, False)
+
+
+def test_settings_of_the_file_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "headrace.yaml").write_text("HTTP_PORT: 1111")
+    assert config.load().http_port == 1111
+
+
+def test_a_repository_must_be_a_folder_and_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    config.require_repositories([tmp_path / "empty"])
+    what_to_do = "give --model-repository an existing folder, or run `headrace pull demo`"
+    for name, wrong in (("nope", "there is no folder '{}': "), ("file", "'{}' is not a folder: ")):
+        with pytest.raises(ConfigError) as raised:
+            config.require_repositories([tmp_path / "empty", tmp_path / name])
+        assert str(raised.value).startswith(wrong.format(tmp_path / name) + what_to_do)
+
+
+def test_a_repository_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path: Path) -> None:  # a superuser, as in a container, can read everything
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(ConfigError, match=r"the folder '/models' cannot be read \(Permission denied\): give"):
+        config.require_repositories([Path("/models")])
 
 
 def test_a_file_of_another_encoding_is_refused(tmp_path: Path) -> None:

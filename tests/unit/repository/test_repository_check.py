@@ -3,8 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from headrace.server.repository import check as checking
 from headrace.server.repository.check import check
 from headrace.server.repository.instances import Machine
+from headrace.server.repository.preparation import prepare
 
 
 async def test_everything_about_each_model(models_of: Any, factory: Any) -> None:
@@ -49,3 +53,42 @@ async def test_nothing_there_is_not_ok(tmp_path: Path, factory: Any) -> None:
         (result,) = await check(path, factory, Machine(1))
         assert not result.ok
         assert "there is no model folder here" in result.text
+
+
+async def test_an_unexpected_error_is_told_and_the_other_models_are_checked(
+    models_of: Any, factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "unbuilt", "undescribed", "unread"):
+        models_of.add(name)
+    build, describe = factory.build, checking._describe
+
+    def prepared(folder: Any, machine: Machine) -> Any:
+        if folder.name == "unread":
+            raise TypeError("'int' object is not iterable")
+        return prepare(folder, machine)
+
+    async def built(definition: Any, on_failed: Any) -> Any:
+        if definition.name == "unbuilt":
+            raise KeyError("zz")
+        return await build(definition, on_failed)
+
+    def described(definition: Any, model: Any) -> list[str]:
+        if definition.name == "undescribed":
+            raise ValueError("no shape")
+        return describe(definition, model)
+
+    monkeypatch.setattr(checking, "prepare", prepared)
+    monkeypatch.setattr(checking, "_describe", described)
+    monkeypatch.setattr(factory, "build", built)
+    results = {result.name: result for result in await check(models_of.root, factory, Machine(1))}
+    assert {name: result.ok for name, result in results.items()} == {
+        "good": True, "unbuilt": False, "undescribed": False, "unread": False,
+    }  # fmt: skip
+    for name, problem in (
+        ("unread", "problem: unexpected error: TypeError: 'int' object is not iterable"),
+        ("unbuilt", "problem: version 1: unexpected error: KeyError: 'zz'"),
+        ("undescribed", "problem: unexpected error: ValueError: no shape"),
+    ):
+        assert results[name].text.startswith(f"{name}: cannot be served\n  files: ")
+        assert results[name].text.endswith(problem)
+    assert len(factory.disposed) == len(factory.built) == 2
