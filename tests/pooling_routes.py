@@ -31,6 +31,7 @@ class Routes:
             repository, tokenizing, ChatTemplates(), max_documents=6, compute_type="cuda"
         )
         vllm = rest(VllmPoolingService(pooling))
+        tei = rest(TeiService(TeiRequests(repository, tokenizing), pooling))
         self._routes = {
             "score": (vllm, "Score", vllm_pb2.VllmPoolingServiceScoreRequest),
             "pooling": (vllm, "Pooling", vllm_pb2.VllmPoolingServicePoolingRequest),
@@ -45,11 +46,8 @@ class Routes:
                 "CreateEmbedding",
                 openai_pb2.OpenaiServiceCreateEmbeddingRequest,
             ),
-            "rerank": (
-                rest(TeiService(TeiRequests(repository, tokenizing), pooling)),
-                "Rerank",
-                tei_pb2.TeiServiceRerankRequest,
-            ),
+            "rerank": (tei, "Rerank", tei_pb2.TeiServiceRerankRequest),
+            "embed": (tei, "Embed", tei_pb2.TeiServiceEmbedRequest),
         }  # fmt: skip
 
     async def __call__(self, route: str, body: Any, headers: Any = None) -> Any:

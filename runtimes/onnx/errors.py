@@ -9,6 +9,7 @@ from typing import Final
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from headrace.runtimes.base import InvalidInputError, ModelError
+from headrace.runtimes.lfs import pointer
 
 _PREFIX: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE: Final = re.compile(r"/onnxruntime_src/\S+:\d+ (?:[\w:~<>*&, ]+\([^()]*\)(?: const)? )?")
@@ -33,6 +34,8 @@ def clean(text: str, folder: Path | None = None) -> str:
 
 def load_error(error: Exception, file: Path) -> ModelError:
     """Say why ``file`` cannot be loaded."""
+    if said := pointer(file):
+        return ModelError(said)
     return ModelError(f"ONNX Runtime cannot load '{file.name}': {clean(str(error), file.parent)}")
 
 

@@ -9,10 +9,10 @@ import msgspec
 import safetensors
 
 from headrace.runtimes.base import ModelError
+from headrace.runtimes.lfs import pointer
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-_LFS: Final = b"version https://git-lfs"
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _indexed(folder: Path) -> list[str]:
-    content = _begins(folder, INDEX, None)
+    content = _read(folder, INDEX, None)
     try:
         names = sorted(set(msgspec.json.decode(content, type=Index).weight_map.values()))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -58,7 +58,7 @@ def _indexed(folder: Path) -> list[str]:
 
 
 def _check(folder: Path, name: str) -> None:
-    _begins(folder, name, len(_LFS))
+    _read(folder, name, 1)
     try:
         with safetensors.safe_open(str(folder / name), framework="pt"):
             pass
@@ -66,18 +66,16 @@ def _check(folder: Path, name: str) -> None:
         raise _damaged(folder, name, error) from error
 
 
-def _begins(folder: Path, name: str, size: int | None) -> bytes:
+def _read(folder: Path, name: str, size: int | None) -> bytes:
     """Return the first ``size`` bytes of a file, None for all."""
+    if said := pointer(folder / name):
+        raise ModelError(said)
     try:
         with (folder / name).open("rb") as file:
-            content = file.read(size)
+            return file.read(size)
     except OSError as error:
         msg = f"'{name}' of '{folder.name}' cannot be read: {error.strerror}"
         raise ModelError(msg) from error
-    if content.startswith(_LFS):
-        msg = f"'{name}' is a Git LFS pointer, not the file itself: run `git lfs pull`"
-        raise ModelError(msg)
-    return content
 
 
 def _damaged(folder: Path, name: str, reason: object) -> ModelError:

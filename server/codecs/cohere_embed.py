@@ -1,7 +1,7 @@
-"""Cohere's embed, version 2: what a body asks for, and vectors in the number formats that it names.
+"""Cohere's embed, both versions: what a body asks for, and vectors in the number formats that it names.
 
-Sources: Cohere's API reference (v2/embed) and vLLM's ``entrypoints/pooling/embed``. How Cohere scales
-``int8`` and ``uint8`` is not published; here the scale is the same for every model.
+Sources: Cohere's API reference (v1/embed, v2/embed) and vLLM's ``entrypoints/pooling/embed``. How Cohere
+scales ``int8`` and ``uint8`` is not published; here the scale is the same for every model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from headrace.server.codecs.openai_identity import Identity
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+Version = Literal["1", "2"]
+"""Of Cohere's API."""
 
 PROMPTS: Final = MappingProxyType(
     {
@@ -49,7 +51,10 @@ class _Input(msgspec.Struct):
 
 
 class CohereEmbedBody(msgspec.Struct):
-    """What ``/v2/embed`` takes: ``texts`` or ``inputs``; None is absent. Other fields are ignored."""
+    """What ``/v2/embed`` takes: ``texts`` or ``inputs``; None is absent. Other fields are ignored.
+
+    Version 1 has ``texts`` only.
+    """
 
     model: str | None = None
     texts: list[str] | None = None
@@ -149,18 +154,23 @@ def embeddings_json(vectors: NDArray[np.float32], types: Sequence[str]) -> bytes
     return b"{" + b",".join(members) + b"}"
 
 
+def plain_floats(body: CohereEmbedBody, version: Version) -> bool:
+    """Whether an answer has its vectors as a bare list of numbers: version 1, where no format is named."""
+    return version == "1" and body.embedding_types is None
+
+
 def answer_json(
-    answer: Identity, embeddings: bytes, texts: Sequence[str] | None, token_counts: Sequence[int]
+    answer: Identity, embeddings: bytes, body: CohereEmbedBody, token_counts: Sequence[int], version: Version
 ) -> bytes:
-    """Put an answer around the encoded ``embeddings``; ``texts`` are repeated where they were given so."""
+    """Put an answer around the encoded ``embeddings``; texts are repeated where they were given so."""
     tokens = sum(token_counts)
-    rest: dict[str, Any] = {} if texts is None else {"texts": texts}
+    rest: dict[str, Any] = {} if body.texts is None else {"texts": body.texts}
     rest["meta"] = {
-        "api_version": {"version": "2"},
+        "api_version": {"version": version},
         "billed_units": {"input_tokens": tokens},
         "tokens": {"input_tokens": tokens},
     }
-    rest["response_type"] = "embeddings_by_type"
+    rest["response_type"] = "embeddings_floats" if plain_floats(body, version) else "embeddings_by_type"
     return encode({"id": answer.id})[:-1] + b',"embeddings":' + embeddings + b"," + encode(rest)[1:]
 
 

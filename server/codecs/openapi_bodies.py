@@ -43,7 +43,7 @@ class RankBody(msgspec.Struct):
 class ConversationsBody(msgspec.Struct):
     """One conversation or several in the place of texts."""
 
-    messages: list[dict[str, Any]] | list[list[dict[str, Any]]]
+    messages: list[dict[str, Any] | list[dict[str, Any]]]
 
 
 PAIRS: Final = tuple(
@@ -73,7 +73,7 @@ BODIES: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
         "OpenaiGenerationService.CreateCompletion": (_COMPLETION,),
         "OpenaiResponsesService.CreateResponse": ((ResponsesBody,),),
         "OpenaiService.CreateEmbedding": (_EMBEDDING, _CONVERSATIONS),
-        "TeiService.Embed": ((EmbedBody,),),
+        "TeiService.Embed": ((EmbedBody,), (CohereEmbedBody,)),
         "TeiService.Predict": ((PredictBody,),),
         "TeiService.Rerank": ((RerankBody,), (RankBody, ScoringBody, PoolingBody)),
         "TeiVectorsService.Decode": ((DecodeBody,),),

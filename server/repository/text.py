@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from headrace.kserve.v2.model_config_pb2 import ModelConfig
 from headrace.runtimes.base import TensorSpec, TextSpec
 from headrace.runtimes.datatypes import BYTES
+from headrace.runtimes.lfs import pointer
 from headrace.runtimes.pooling import SPLADES
 from headrace.runtimes.wire import Loaded
 from headrace.server.errors import LoadFailedError
@@ -201,7 +202,8 @@ def load_tokenizer(files: HuggingFaceFolder) -> tuple[Tokenizer, int]:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise LoadFailedError(f"{files.folder.label(path)}: not a tokeniser: {error}") from error
+        reason = pointer(path) or f"not a tokeniser: {error}"
+        raise LoadFailedError(f"{files.folder.label(path)}: {reason}") from error
     padding = tokenizer.padding
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -45,8 +45,8 @@ class EndpointService:
         openai: answers chat and completion bodies.
         pooling: answers vLLM's bodies for encoders.
         encoder_info: what ``GET /info`` says of an encoder.
-        queue_size: requests that may wait at a model. No ``/vertex`` request has more instances under way:
-            the queue of an idle server would refuse the others.
+        queue_size: texts or requests that may wait at a model. No ``/vertex`` request has more instances
+            under way: the queue of an idle server would refuse the others.
     """
 
     def __init__(

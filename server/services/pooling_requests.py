@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.server.codecs import cohere_embed
@@ -13,7 +14,7 @@ from headrace.server.codecs.openai_requests import default_model, request_id
 from headrace.server.codecs.tei import check_normalize
 from headrace.server.codecs.text_inputs import check_count
 from headrace.server.codecs.vector_formats import VectorFormat, vector_format
-from headrace.server.codecs.vectors import json_embeddings
+from headrace.server.codecs.vectors import json_embeddings, json_vectors
 from headrace.server.codecs.vllm_pooling import PoolingBody, pooling_task, read_inputs, reading
 from headrace.server.codecs.vllm_scores import ScoringBody, read_documents, read_pairs, results_json
 from headrace.server.repository.model import Task
@@ -28,7 +29,7 @@ from headrace.server.tasks.text_models import text_settings
 from headrace.server.tasks.token_vectors import embed_tokens, unit_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -98,7 +99,9 @@ class PoolingRequests:
         answer = self._identity("embd-", model, call, body.request_id)
         return await self._vectors(list(result.vectors), inputs, result, form, answer, "embedding")
 
-    async def cohere_embed(self, value: Mapping[str, Any], call: Call) -> HttpReply:
+    async def cohere_embed(
+        self, value: Mapping[str, Any], call: Call, version: cohere_embed.Version = "2"
+    ) -> HttpReply:
         """Embed texts in Cohere's form; inputs that are too long are cut unless the body forbids it."""
         body = cohere_embed.read_body(value)
         call.inputs = "texts" if body.texts is not None else "inputs"
@@ -113,13 +116,13 @@ class PoolingRequests:
             prompt_name=cohere_embed.prompt_name(body.input_type, _settings(model).prompts),
         )
         result = await embed(self._tokenizing, model, texts, options)
-        encoded = await call_by_size(
-            self._tokenizing, result.vectors.nbytes,
-            cohere_embed.embeddings_json, result.vectors, body.types,
-        )  # fmt: skip
+        encode: Callable[[NDArray[np.float32]], bytes] = json_vectors
+        if not cohere_embed.plain_floats(body, version):
+            encode = partial(cohere_embed.embeddings_json, types=body.types)
+        encoded = await call_by_size(self._tokenizing, result.vectors.nbytes, encode, result.vectors)
         answer = self._identity("embd-", model, call)
         return HttpReply(
-            cohere_embed.answer_json(answer, encoded, body.texts, result.token_counts),
+            cohere_embed.answer_json(answer, encoded, body, result.token_counts, version),
             headers=self._headers(texts, result),
         )
 

@@ -34,8 +34,13 @@ class TeiService:
         self._pooling = pooling
 
     async def Embed(self, request: tei_pb2.TeiServiceEmbedRequest, call: Call) -> HttpReply:
-        """Embed one or many texts or lists of token ids; always answers a list of vectors."""
-        return await self._requests.embed(parse(request.body.data), call)
+        """Embed one or many texts or lists of token ids; with ``texts`` as version 1 of Cohere's API does."""
+        value = parse(request.body.data)
+        members = given(value)
+        if "texts" in members and "inputs" not in members:
+            call.form = VLLM
+            return await self._pooling.cohere_embed(as_object(value), call, "1")
+        return await self._requests.embed(value, call)
 
     async def Rerank(self, request: tei_pb2.TeiServiceRerankRequest, call: Call) -> HttpReply:
         """Order ``texts`` by relevance to a query; with ``documents`` as Cohere, Jina and vLLM do it."""

@@ -140,6 +140,8 @@ def test_cohere_embed(server: Any, vectors: Any) -> None:
         assert (found[name]["kind"], found[name]["version"]) == ("embeddings_by_type", "2")
         assert found[name]["tokens"] == found["plain"]["tokens"] > 0
     assert (found["plain"]["texts"], found["plain"]["int8"]) == (DOCUMENTS, None)
+    np.testing.assert_allclose(found["first"]["rows"], vectors, atol=1e-6)
+    assert (found["first"]["kind"], found["first"]["texts"]) == ("embeddings_floats", DOCUMENTS)
     short = vectors[:, :64] / np.linalg.norm(vectors[:, :64], axis=1, keepdims=True)
     every = found["every"]
     np.testing.assert_allclose(every["float"], short, atol=1e-6)

@@ -317,7 +317,7 @@ RANKED = {"query": "a", "texts": ["b"]}
         ("/embed_all", {"inputs": "a"}, "sentiment", "Model is not an embedding model"),
         ("/predict", {"inputs": "a"}, "minilm", "model is not a classifier model"),
         ("/rerank", RANKED, "smollm2", "model is not a re-ranker model"),
-        ("/rerank", RANKED, "sentiment", "model 'sentiment' is not a re-ranker model"),
+        ("/rerank", RANKED, "sentiment", "model is not a re-ranker model"),
         ("/embed_sparse", {"inputs": "a"}, "minilm", "Model is not an embedding model with SPLADE pooling"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Embed with Cohere's client, API version 2, synchronous and not; says what it parsed as JSON."""
+"""Embed with Cohere's clients of both API versions, synchronous and not; says what they parsed as JSON."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def main() -> None:
         "inputs": told(client.embed(**{**asked, "texts": None}, inputs=parts)),
         "cut": told(client.embed(**{**asked, "texts": ["word " * 400]}, truncate="START", max_tokens=7)),
     }
+    first = cohere.Client(api_key="-", base_url=url).embed(**asked)
+    found["first"] = {"rows": first.embeddings, "kind": first.response_type, "texts": first.texts}
     for name, changes in (
         ("missing", {"model": "nope"}),
         ("images", {"texts": None, "images": ["data:image/png;base64,AAAA"]}),

@@ -47,6 +47,23 @@ async def test_answer(post: Routes, vectors: Any) -> None:
     assert answer.headers["x-compute-tokens"] == "7"
 
 
+async def test_the_first_version(post: Routes, vectors: Any) -> None:
+    """``/v1/embed`` has bare lists unless formats are named; TEI's own body stays TEI's."""
+    body = {"model": "e", "texts": TEXTS}
+    first = (await post("embed", {**body, "input_type": "search_query"})).json
+    np.testing.assert_array_equal(np.array(first["embeddings"], np.float32), vectors)
+    assert (first["texts"], first["response_type"]) == (TEXTS, "embeddings_floats")
+    assert first["meta"]["api_version"] == {"version": "1"}
+    named = (await post("embed", {**body, "embedding_types": ["float", "int8"]})).json
+    assert list(named["embeddings"]) == ["float", "int8"]
+    assert named["response_type"] == "embeddings_by_type"
+    assert isinstance((await post("embed", {"model": "e", "inputs": TEXTS})).json, list)
+    refused = await post("embed", {"model": "e", "texts": []})
+    assert (refused.status, refused.json["error"]["param"]) == (400, "texts")
+    both = await post("embed", {"model": "e", "texts": TEXTS, "inputs": 5})
+    assert both.json["error_type"] == "Validation"
+
+
 async def test_every_number_format(post: Routes, vectors: Any) -> None:
     body = {"model": "e", "texts": TEXTS, "embedding_types": [*TYPES, "float"]}
     found = (await post("cohere", body)).json["embeddings"]

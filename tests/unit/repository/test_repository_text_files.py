@@ -140,3 +140,12 @@ def test_an_embedder_without_a_tokenizer_is_no_model_of_tensors(models_of: Any) 
     (folder / "config.pbtxt").unlink()
     (folder / "modules.json").unlink()
     assert read(models_of).task is Task.TENSORS
+
+
+def test_a_tokeniser_that_was_not_fetched(models_of: Any) -> None:
+    models_of.text("m", {})
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+    next(models_of.root.rglob("tokenizer.json")).write_text(pointer)
+    assert failure(models_of) == (
+        "m/tokenizer.json: 'tokenizer.json' is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    )
