@@ -17,7 +17,7 @@ from headrace.runtimes.torch import options
 from headrace.runtimes.torch.module import TorchModel, compiled, last_line, prepare
 from headrace.runtimes.torch.packed_choice import choose
 from headrace.runtimes.torch.packed_encoder import padding_position
-from headrace.runtimes.torch.weight_files import check_weight_files
+from headrace.runtimes.torch.weight_files import FullIndex, weight_files
 
 CONFIG: Final = "config.json"
 
@@ -47,7 +47,7 @@ def load(folder: Path, instance: InstanceSpec) -> TorchModel:
     device = options.device(instance)
     dtype = options.dtype(instance.options) or torch.float32
     allow_pickle = options.switch(instance.options, "allow_pickle")
-    check_weight_files(folder)
+    weight_files(folder, FullIndex)  # before transformers reads them
     try:
         config: Any = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

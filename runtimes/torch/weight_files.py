@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder before transformers reads them: which file is damaged, and why."""
+"""Files of the weights of a Hugging Face folder: which there are, which is damaged, and why."""
 
 from __future__ import annotations
 
@@ -16,32 +16,44 @@ INDEX: Final = "model.safetensors.index.json"
 
 
 class Index(msgspec.Struct, frozen=True):
-    """The index of weights in several files, as far as transformers asks for it."""
+    """The index of weights in several files: which file has which tensor."""
 
-    metadata: dict[str, Any]
     weight_map: dict[str, str]
 
 
-def check_weight_files(folder: Path) -> None:
-    """Check the safetensors that transformers would read from ``folder``; where there are none, do nothing.
+class FullIndex(Index, frozen=True):
+    """The same with what transformers asks for."""
 
-    Only the headers are read: they say how long a file has to be. transformers would refuse as well, but
-    without the name of the file.
+    metadata: dict[str, Any]
+
+
+def weight_files(folder: Path, index: type[Index] = Index) -> list[str]:
+    """Return the names of the safetensors of ``folder``, each checked; none where there are none.
+
+    Only the headers are read: they say how long a file has to be. Libraries would refuse as well, but without
+    the name of the file.
+
+    Args:
+        folder: with one file, or several and an index.
+        index: what that has to have.
 
     Raises:
         ModelError: a file is damaged, incomplete, absent, or a pointer of Git LFS.
     """
+    names: list[str] = []
     if (folder / SINGLE).is_file():
-        _check(folder, SINGLE)
+        names = [SINGLE]
     elif (folder / INDEX).is_file():
-        for name in _indexed(folder):
-            _check(folder, name)
+        names = _indexed(folder, index)
+    for name in names:
+        _check(folder, name)
+    return names
 
 
-def _indexed(folder: Path) -> list[str]:
+def _indexed(folder: Path, index: type[Index]) -> list[str]:
     content = _read(folder, INDEX, None)
     try:
-        names = sorted(set(msgspec.json.decode(content, type=Index).weight_map.values()))
+        names = sorted(set(msgspec.json.decode(content, type=index).weight_map.values()))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(folder, INDEX, error) from error
     if not names:

@@ -190,7 +190,7 @@ def test_refusals_say_what_is_wrong(llama: Path, tmp_path: Path) -> None:
     edit(tmp_path, intermediate_size=80, num_hidden_layers=4)
     refused(tmp_path, "the checkpoint has no 'model.layers.3.input_layernorm.weight'")
     (tmp_path / "model.safetensors").write_bytes(b"none")
-    refused(tmp_path, "'model.safetensors' cannot be read")
+    refused(tmp_path, "'model.safetensors' of '.*' is damaged or incomplete")
     (tmp_path / "model.safetensors").unlink()
     refused(tmp_path, "has no weights: looked for")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')

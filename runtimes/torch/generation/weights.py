@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-import msgspec
 import torch
 
 from headrace.runtimes.base import ModelError
-
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
-
-
-class Index(msgspec.Struct, frozen=True):
-    """The index of a checkpoint in several files: which file has which tensor."""
-
-    weight_map: dict[str, str]
+from headrace.runtimes.torch.weight_files import INDEX, SINGLE, weight_files
 
 
 class Checkpoint:
@@ -33,29 +24,14 @@ class Checkpoint:
         """
         import safetensors
 
-        if (folder / SINGLE).is_file():
-            names = [SINGLE]
-        elif (folder / INDEX).is_file():
-            try:
-                index = msgspec.json.decode((folder / INDEX).read_bytes(), type=Index)
-            except msgspec.MsgspecError as error:
-                msg = f"'{INDEX}' is no index of a checkpoint: {error}"
-                raise ModelError(msg) from error
-            names = sorted(set(index.weight_map.values()))
-        else:
+        names = weight_files(folder)
+        if not names:
             msg = f"folder '{folder.name}' has no weights: looked for {SINGLE} and {INDEX}"
             raise ModelError(msg)
         self._files: list[Any] = []
         self._where: dict[str, Any] = {}
         for name in names:
-            if Path(name).name != name:
-                msg = f"'{INDEX}' names '{name}', which is outside the folder"
-                raise ModelError(msg)
-            try:
-                file = safetensors.safe_open(str(folder / name), framework="pt")
-            except (OSError, safetensors.SafetensorError) as error:
-                msg = f"'{name}' cannot be read: {error}"
-                raise ModelError(msg) from error
+            file = safetensors.safe_open(str(folder / name), framework="pt")
             names_in_file: Sequence[str] = file.keys()  # type: ignore[no-untyped-call]
             self._files.append(file)
             self._where.update(dict.fromkeys(names_in_file, file))
